@@ -1,0 +1,1 @@
+"""ringlog: records from latency-sensitive processes into QuestDB, exactly once, without making them wait."""

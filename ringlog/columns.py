@@ -1,0 +1,36 @@
+"""What a drain hands on: the records of a batch as columns, decoded from slots without a Python object per row."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclasses.dataclass(slots=True)
+class SymbolColumn:
+    """Texts that repeat: `codes` (int32, rows) index into `values`; code -1 is NULL.
+
+    `values` may hold texts that no row of this batch uses: it is kept from drain to drain.
+    """
+
+    codes: NDArray[np.int32]
+    values: list[str]
+
+
+@dataclasses.dataclass(slots=True)
+class TextColumn:
+    """Texts in Arrow's layout: row i is `data[offsets[i]:offsets[i + 1]]` (UTF-8), NULL where not `valid[i]`.
+
+    `offsets` is int32 of rows + 1, `data` uint8, `valid` bool of rows or None where no row is NULL.
+    """
+
+    offsets: NDArray[np.int32]
+    data: NDArray[np.uint8]
+    valid: NDArray[np.bool_] | None
+
+
+# Numbers are plain arrays: float64 (NaN is NULL), int64 (the smallest is NULL; timestamps in microseconds), bool.
+Column = NDArray[Any] | SymbolColumn | TextColumn

@@ -1,0 +1,90 @@
+"""Every error ringlog raises, under one root.
+
+    RinglogError
+    ├── ConfigurationError      mend the settings
+    ├── RecordError             mend the call: the record was not accepted
+    │   ├── RecordTypeError     (also a TypeError) wrong type, unknown or missing field
+    │   └── RecordValueError    (also a ValueError) too long, out of range, not finite, not UTF-8 ...
+    ├── DeclarationError        (also a TypeError) mend the record type's class
+    ├── LaneError               a segment, lock file or runtime directory cannot be used
+    │   ├── SegmentRefused      wrong magic, version, size, owner or type; the file is left as it is
+    │   └── SharedMemoryFull    /dev/shm has no room for the segment
+    ├── WriterRunning           another writer holds this instance's lease
+    ├── SchemaMismatch          a server's table differs from the record type: run `ringlog migrate`
+    ├── ServerError             a database or the way to it
+    │   ├── ServerUnavailable   down, slow or restarting: the call may be tried again
+    │   ├── ServerRefused       answered, and will refuse the same request again
+    │   └── ServerTooOld        needs an upgrade
+    └── QueryError              mend the query or its filter
+        └── QueryTimeout        the query ran out of time
+
+A full lane is no error: `append()` returns False.
+"""
+
+
+class RinglogError(Exception):
+    """The root of all errors that ringlog raises on purpose."""
+
+
+class ConfigurationError(RinglogError):
+    """A setting is missing or wrong; the message names the setting, what was got and what was wanted."""
+
+
+class RecordError(RinglogError):
+    """A record was not accepted because of what the caller passed."""
+
+
+class RecordTypeError(RecordError, TypeError):
+    """A field has the wrong type, is unknown, or is missing."""
+
+
+class RecordValueError(RecordError, ValueError):
+    """A field has the right type but a value that cannot be stored as it is."""
+
+
+class DeclarationError(RinglogError, TypeError):
+    """A record type's class is declared in a way that has no layout."""
+
+
+class LaneError(RinglogError):
+    """A lane, its segment, its lock file or the runtime directory cannot be used."""
+
+
+class SegmentRefused(LaneError):
+    """A segment is not what it must be; it is left untouched."""
+
+
+class SharedMemoryFull(LaneError):
+    """Shared memory has no room for a segment; the message says how much was needed."""
+
+
+class WriterRunning(RinglogError):
+    """Another writer holds the lease of this instance; the message names the holder."""
+
+
+class SchemaMismatch(RinglogError):
+    """A table differs from its record type; the message names table, column, got and wanted."""
+
+
+class ServerError(RinglogError):
+    """Something went wrong between ringlog and a database."""
+
+
+class ServerUnavailable(ServerError):
+    """The server is down, slow or restarting; the same call may succeed later."""
+
+
+class ServerRefused(ServerError):
+    """The server answered and will refuse the same request again."""
+
+
+class ServerTooOld(ServerError):
+    """The server's version is below what ringlog relies on."""
+
+
+class QueryError(RinglogError):
+    """A query or its filter is wrong."""
+
+
+class QueryTimeout(QueryError):
+    """A query ran out of time."""

@@ -1,0 +1,80 @@
+"""What a sink is: the place where batches go, and what it confirms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from ringlog.columns import Column
+from ringlog.records import RecordLayout
+
+
+class Span(NamedTuple):
+    """Consecutive records of one lane: `rows` of them, from `first_seq` on."""
+
+    lane: int
+    first_seq: int
+    rows: int
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    """What one drain took of one record type.
+
+    `columns` maps each field's name, and `lane` and `seq` (int64), to a column of `rows` rows; the rows of `spans`
+    follow each other in order.
+    """
+
+    layout: RecordLayout
+    spans: tuple[Span, ...]
+    rows: int
+    columns: dict[str, Column]
+
+
+@dataclasses.dataclass(slots=True)
+class Request:
+    """A batch in the sink's own encoding, ready to be sent and sent again; `body` is the sink's business."""
+
+    layout: RecordLayout
+    spans: tuple[Span, ...]
+    rows: int
+    body: Any
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Receipt:
+    """What a sink said of a request it took: the rows are safe once `Sink.confirm` names this receipt.
+
+    `table_id` and `transaction` are the server's: a table that was dropped and made again has another id.
+    """
+
+    table: str
+    rows: int
+    table_id: int
+    transaction: int
+
+
+class Sink(Protocol):
+    """A place for batches. Every call is bounded in time; none retries by itself; a batch may be sent twice."""
+
+    def encode(self, batch: Batch) -> Request:
+        """The batch as a request; pure CPU work, no I/O. At most two requests are held at a time."""
+        ...
+
+    def send(self, request: Request) -> Receipt:
+        """Sends a request, whole or not at all; may run on another thread than `encode`.
+
+        Raises ServerUnavailable (send it again later), ServerRefused (it will be refused again: a bad row or a table
+        fault), SchemaMismatch (the table is not what it must be: nothing was sent).
+        """
+        ...
+
+    def confirm(self, receipts: Sequence[Receipt]) -> Sequence[bool]:
+        """For each receipt whether its rows are applied: visible to a query, and kept if the server dies.
+
+        Raises ServerUnavailable where the server cannot be asked; SchemaMismatch where a table was replaced since.
+        """
+        ...
+
+    def close(self) -> None: ...
