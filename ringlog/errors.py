@@ -14,7 +14,9 @@
     ├── ServerError             a database or the way to it
     │   ├── ServerUnavailable   down, slow or restarting: the call may be tried again
     │   ├── ServerRefused       answered, and will refuse the same request again
+    │   │   └── ConsumerGroupMissing    create the group first
     │   └── ServerTooOld        needs an upgrade
+    ├── RedisValueError         (also a ValueError) mend the price, pool state, event or key that was passed
     └── QueryError              mend the query or its filter
         └── QueryTimeout        the query ran out of time
 
@@ -78,8 +80,16 @@ class ServerRefused(ServerError):
     """The server answered and will refuse the same request again."""
 
 
+class ConsumerGroupMissing(ServerRefused):
+    """A stream has no such consumer group; the message names both."""
+
+
 class ServerTooOld(ServerError):
     """The server's version is below what ringlog relies on."""
+
+
+class RedisValueError(RinglogError, ValueError):
+    """A value, symbol, address or event that cannot be kept in Redis as it is; nothing was sent."""
 
 
 class QueryError(RinglogError):

@@ -105,6 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_password: Secret = Secret()
     redis_key_prefix: str = ""
     redis_timeout_ms: int = 1_000
+    redis_retry_timeout_ms: int = 5_000  # how long a call is tried again while Redis is away; 0: not at all
 
     @property
     def spool_path(self) -> Path:

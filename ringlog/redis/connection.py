@@ -1,0 +1,221 @@
+"""The way to Redis, sync and async, with one body for both.
+
+An operation is a generator of exchanges (psycopg's pattern): it yields commands, is sent their replies, and returns
+its result. `Connection.run` and `AsyncConnection.run` differ only in how they wait, so no operation is written twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, TypeVar
+
+import redis
+import redis.asyncio
+import stamina
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
+from redis.retry import Retry
+
+from ringlog.errors import ConsumerGroupMissing, RinglogError, ServerRefused, ServerUnavailable
+from ringlog.redis.keys import Keys
+from ringlog.settings import Settings
+
+T = TypeVar("T")
+Command = tuple[Any, ...]
+
+# A failover, a replica that has not caught up, a cluster being rearranged: the same call may succeed in a moment.
+_TRANSIENT = (redis.ConnectionError, redis.TimeoutError, ReadOnlyError, ClusterDownError, TryAgainError)
+_REFUSED_LOGIN = (AuthenticationError, AuthorizationError, NoPermissionError)
+
+
+class Exchange(NamedTuple):
+    """Commands of one round trip; `atomic` wraps them in MULTI and EXEC."""
+
+    commands: tuple[Command, ...]
+    atomic: bool = False
+
+
+Steps = Generator[Exchange, list[Any], T]
+
+
+def one(*command: Any) -> Exchange:
+    """An exchange of a single command."""
+    return Exchange((command,))
+
+
+class Connection:
+    """A pool of connections to one Redis (or Valkey) server; threads may share it.
+
+    Every command is bounded by `redis_timeout_ms`. Where the server is away, `run` tries again with backoff and
+    jitter for `redis_retry_timeout_ms` (0: not at all), then raises ServerUnavailable. Commands that are tried again
+    are safe to repeat: they set a value, or carry a (lane, seq) by which consumers drop the second copy.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.keys = Keys(settings.redis_key_prefix)
+        self.timeout_s = settings.redis_timeout_ms / 1_000
+        self._server = f"Redis at {settings.redis_host}:{settings.redis_port}"
+        self._retry_s = settings.redis_retry_timeout_ms / 1_000
+        self.client: Any = redis.Redis(retry=Retry(NoBackoff(), 0), **_options(settings))
+
+    def run(self, steps: Callable[[], Steps[T]]) -> T:
+        """The result of the operation `steps()` makes; it is made anew for every try.
+
+        Raises ServerUnavailable (away, slow, restarting), ServerRefused (out of memory, no permission, wrong type),
+        ConsumerGroupMissing, and whatever the operation raises.
+        """
+        try:
+            return self._drive(steps())
+        except ServerUnavailable:
+            if not self._retry_s:
+                raise
+        for attempt in _attempts(self._retry_s):
+            with attempt:
+                return self._drive(steps())
+        raise AssertionError("stamina ends with a result or an error")
+
+    def _drive(self, steps: Steps[T]) -> T:
+        try:
+            exchange = next(steps)
+            while True:
+                try:
+                    replies = self._exchange(exchange)
+                except RinglogError as error:
+                    exchange = steps.throw(error)
+                else:
+                    exchange = steps.send(replies)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+    def _exchange(self, exchange: Exchange) -> list[Any]:
+        try:
+            if len(exchange.commands) == 1:
+                return [self.client.execute_command(*exchange.commands[0])]
+            with self.client.pipeline(transaction=exchange.atomic) as pipeline:
+                for command in exchange.commands:
+                    pipeline.execute_command(*command)
+                return list(pipeline.execute())
+        except redis.RedisError as error:
+            raise translated(self._server, error) from error
+
+    def close(self) -> None:
+        """Closes every connection; the object must not be used afterwards."""
+        self.client.close()
+        self.client.connection_pool.disconnect()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncConnection:
+    """`Connection` for asyncio: the same names, awaited."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.keys = Keys(settings.redis_key_prefix)
+        self.timeout_s = settings.redis_timeout_ms / 1_000
+        self._server = f"Redis at {settings.redis_host}:{settings.redis_port}"
+        self._retry_s = settings.redis_retry_timeout_ms / 1_000
+        self.client: Any = redis.asyncio.Redis(retry=AsyncRetry(NoBackoff(), 0), **_options(settings))
+
+    async def run(self, steps: Callable[[], Steps[T]]) -> T:
+        """`Connection.run`, awaited."""
+        try:
+            return await self._drive(steps())
+        except ServerUnavailable:
+            if not self._retry_s:
+                raise
+        async for attempt in _attempts(self._retry_s):
+            with attempt:
+                return await self._drive(steps())
+        raise AssertionError("stamina ends with a result or an error")
+
+    async def _drive(self, steps: Steps[T]) -> T:
+        try:
+            exchange = next(steps)
+            while True:
+                try:
+                    replies = await self._exchange(exchange)
+                except RinglogError as error:
+                    exchange = steps.throw(error)
+                else:
+                    exchange = steps.send(replies)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+    async def _exchange(self, exchange: Exchange) -> list[Any]:
+        try:
+            if len(exchange.commands) == 1:
+                return [await self.client.execute_command(*exchange.commands[0])]
+            async with self.client.pipeline(transaction=exchange.atomic) as pipeline:
+                for command in exchange.commands:
+                    pipeline.execute_command(*command)
+                return list(await pipeline.execute())
+        except redis.RedisError as error:
+            raise translated(self._server, error) from error
+
+    async def close(self) -> None:
+        """Closes every connection; the object must not be used afterwards."""
+        await self.client.aclose()
+        await self.client.connection_pool.disconnect()
+
+    async def __aenter__(self) -> AsyncConnection:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    return {
+        "host": settings.redis_host,
+        "port": settings.redis_port,
+        "username": settings.redis_user or None,
+        "password": settings.redis_password.reveal() or None,
+        "socket_timeout": settings.redis_timeout_ms / 1_000,
+        "socket_connect_timeout": settings.redis_timeout_ms / 1_000,
+        "protocol": 2,  # replies then have one shape in every version of redis-py and of the server
+        # A primary that became a replica: drop the connection, so that the next try finds the new primary.
+        "retry_on_error": [ReadOnlyError],
+    }
+
+
+def _attempts(timeout_s: float) -> Any:
+    return stamina.retry_context(
+        on=ServerUnavailable,
+        attempts=None,
+        timeout=timeout_s,
+        wait_initial=0.02,
+        wait_max=0.5,
+        wait_jitter=0.1,
+    )
+
+
+def translated(server: str, error: redis.RedisError) -> RinglogError:
+    """The ringlog error that says what the caller must do about a redis-py error; no payload is repeated in it."""
+    text = str(error)
+    if isinstance(error, _REFUSED_LOGIN):
+        return ServerRefused(f"{server}: got {type(error).__name__}, wanted a user with the rights of docs/redis.md")
+    if isinstance(error, _TRANSIENT):
+        return ServerUnavailable(f"{server}: {_shortened(text) or type(error).__name__}")
+    if isinstance(error, OutOfMemoryError):
+        return ServerRefused(f"{server}: out of memory (maxmemory reached, nothing may be evicted)")
+    if "NOGROUP" in text or text.endswith("no such key"):
+        return ConsumerGroupMissing(f"{server}: {_shortened(text)}")
+    return ServerRefused(f"{server}: {_shortened(text)}")
+
+
+def _shortened(text: str) -> str:
+    """The server's own words: redis-py puts the failing command, payload and all, before them."""
+    return text.rpartition("of pipeline caused error: ")[2][:200]

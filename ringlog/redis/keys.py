@@ -1,0 +1,112 @@
+"""Every Redis key ringlog uses, built in one place; `schemas/redis/keys.md` says the same to a reader.
+
+A prefix (`RINGLOG_REDIS_KEY_PREFIX`, empty by default) goes before every key and channel.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+
+import msgspec
+
+from ringlog.errors import ConfigurationError, RedisValueError
+
+FRESH_TTL_MS = 2_000  # of price:{symbol} and pool:{address}, counted from the observation
+LAST_TTL_S = 3_600  # how long the last value is remembered after it has gone stale
+SEEN_TTL_S = 86_400  # of a group's memory of (lane, seq), renewed by every read that delivers
+STREAM_ENTRIES_MAX = 10_000
+SEEN_MEMBERS_MAX = 2 * STREAM_ENTRIES_MAX
+PRICE_BYTES_MAX = 64
+POOL_BYTES_MAX = 4_096
+EVENT_BYTES_MAX = 8_192
+NAME_BYTES_MAX = 96
+
+_NAME = re.compile(r"[!-~]+")
+_ADDRESS = re.compile(r"[1-9A-HJ-NP-Za-km-z]{32,44}")
+_PREFIX = re.compile(r"[!-~]{0,64}")
+
+
+class Topic(enum.StrEnum):
+    """What is published: each topic has a stream (read by consumer groups) and a pub/sub channel (10 Hz frames)."""
+
+    PRICE_UPDATES = "price-updates"
+    TRADE_EVENTS = "trade-events"
+    UI_EVENTS = "ui-events"
+
+
+class KeyFamily(msgspec.Struct, frozen=True):
+    """One line of the catalogue: `ttl_s` None means that the key does not expire."""
+
+    pattern: str
+    redis_type: str
+    ttl_s: int | None
+    bytes_max: int
+    owner: str
+
+
+# A stream's bytes_max counts its entries' payloads; the server needs about 60 bytes more for each.
+CATALOGUE: tuple[KeyFamily, ...] = (
+    KeyFamily("price:{symbol}", "string", FRESH_TTL_MS // 1_000, PRICE_BYTES_MAX, "Cache, RedisSink"),
+    KeyFamily("pool:{address}", "string", FRESH_TTL_MS // 1_000, POOL_BYTES_MAX, "Cache"),
+    KeyFamily("last:price:{symbol}", "string", LAST_TTL_S, PRICE_BYTES_MAX + 24, "Cache, RedisSink"),
+    KeyFamily("last:pool:{address}", "string", LAST_TTL_S, POOL_BYTES_MAX + 24, "Cache"),
+    KeyFamily(
+        "stream:price-updates",
+        "stream",
+        None,
+        STREAM_ENTRIES_MAX * EVENT_BYTES_MAX,
+        "StreamProducer, Publisher",
+    ),
+    KeyFamily("stream:trade-events", "stream", None, STREAM_ENTRIES_MAX * EVENT_BYTES_MAX, "RedisSink"),
+    KeyFamily("stream:ui-events", "stream", None, STREAM_ENTRIES_MAX * EVENT_BYTES_MAX, "StreamProducer, Publisher"),
+    KeyFamily("seen:{topic}:{group}", "zset", SEEN_TTL_S, SEEN_MEMBERS_MAX * 40, "StreamConsumer"),
+)
+CHANNELS: tuple[str, ...] = tuple(f"channel:{topic}" for topic in Topic)
+
+
+class Keys:
+    """Builds keys under one prefix.
+
+    Raises ConfigurationError where the prefix has spaces, control or non-ASCII characters, or more than 64 of them.
+    """
+
+    __slots__ = ("prefix",)
+
+    def __init__(self, prefix: str = "") -> None:
+        if not _PREFIX.fullmatch(prefix):
+            raise ConfigurationError(f"redis_key_prefix: got {prefix!r}, wanted at most 64 visible ASCII characters")
+        self.prefix = prefix
+
+    def price(self, symbol: str) -> str:
+        return f"{self.prefix}price:{_named('token symbol', symbol)}"
+
+    def last_price(self, symbol: str) -> str:
+        return f"{self.prefix}last:price:{_named('token symbol', symbol)}"
+
+    def pool(self, address: str) -> str:
+        return f"{self.prefix}pool:{_addressed(address)}"
+
+    def last_pool(self, address: str) -> str:
+        return f"{self.prefix}last:pool:{_addressed(address)}"
+
+    def stream(self, topic: Topic) -> str:
+        return f"{self.prefix}stream:{topic}"
+
+    def channel(self, topic: Topic) -> str:
+        return f"{self.prefix}channel:{topic}"
+
+    def seen(self, topic: Topic, group: str) -> str:
+        return f"{self.prefix}seen:{topic}:{_named('consumer group', group)}"
+
+
+def _named(what: str, text: str) -> str:
+    if not isinstance(text, str) or len(text) > NAME_BYTES_MAX or not _NAME.fullmatch(text):
+        raise RedisValueError(f"{what}: got {text!r}, wanted 1 to {NAME_BYTES_MAX} visible ASCII characters")
+    return text
+
+
+def _addressed(text: str) -> str:
+    if not isinstance(text, str) or not _ADDRESS.fullmatch(text):
+        raise RedisValueError(f"pool address: got {text!r}, wanted 32 to 44 base58 characters")
+    return text
