@@ -23,7 +23,17 @@ import msgspec
 import numpy as np
 
 from ringlog.errors import DeclarationError
-from ringlog.records.fields import Double, Field, Json, Kind, Long, Symbol, Varchar, kind_and_limits
+from ringlog.records.fields import (
+    Double,
+    Field,
+    Json,
+    Kind,
+    Long,
+    Symbol,
+    Varchar,
+    kind_and_limits,
+    whole_words,
+)
 
 # Every stored row also carries these three; they are the table's DEDUP keys.
 TIMESTAMP = "timestamp"
@@ -39,7 +49,6 @@ _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _SPECS = (Double, Long, Symbol, Varchar, Json)
 
 
-@typing.dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class RecordMeta(msgspec.StructMeta):
     """Makes every record type frozen and keyword-only, so that fields need no order by default value."""
 
@@ -47,6 +56,7 @@ class RecordMeta(msgspec.StructMeta):
         return super().__new__(cls, name, bases, namespace, **{"frozen": True, "kw_only": True, **options})
 
 
+@typing.dataclass_transform(kw_only_default=True, field_specifiers=(msgspec.field,))
 class Record(msgspec.Struct, metaclass=RecordMeta):
     """Base class of record types: one instance is one row, for `record()` where readability matters most."""
 
@@ -175,9 +185,9 @@ def _placed(name: str, table: str, described: list[dict[str, Any]]) -> RecordLay
     position = TIMESTAMP_OFFSET + 8
     for field in sorted(described, key=_size_class):
         if field["kind"].is_text:
-            position = (position + 1) // 2 * 2
+            position = whole_words(position)
         offsets[field["name"]] = position
-        position += field["width_bytes"] + (2 if field["kind"].is_text else 0)
+        position += whole_words(field["width_bytes"] + 2) if field["kind"].is_text else field["width_bytes"]
     slot_bytes = -(-position // SLOT_ALIGNMENT_BYTES) * SLOT_ALIGNMENT_BYTES
     fields = [Field(offset=offsets[field["name"]], **field) for field in described]
     fields.append(Field(name=TIMESTAMP, kind=Kind.TIMESTAMP, offset=TIMESTAMP_OFFSET, width_bytes=8))

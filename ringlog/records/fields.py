@@ -1,7 +1,8 @@
 """The field kinds a record type is made of: how each is stored in a slot and in QuestDB.
 
 A slot stores 8-byte fields first, then booleans, then texts. A text is a `u2` length followed by `width_bytes`
-bytes of UTF-8; length NULL_LENGTH is NULL, which is not the empty string. NULL of a double is NaN, of a long the
+bytes of UTF-8, of which those past the length mean nothing (padding a signature on every append would double its cost);
+length NULL_LENGTH is NULL, which is not the empty string. NULL of a double is NaN, of a long the
 smallest int64: neither can be appended as a value, so both stay free to mean NULL.
 """
 
@@ -19,9 +20,11 @@ INT64_MAX = 2**63 - 1
 NULL_LONG = INT64_MIN
 NULL_LENGTH = 0xFFFF
 TEXT_WIDTH_BYTES_MAX = 32_768
-# Texts up to this width are padded with NUL in the slot, so that a whole field compares as fixed bytes; wider ones
-# are not: padding a signature or a JSON document on every append would double its cost.
-PADDED_WIDTH_BYTES_MAX = 48
+
+
+def whole_words(length_bytes: int) -> int:
+    """Rounded up to 8 bytes: a text's place in a slot is whole words, so that copies need no remainder."""
+    return -(-length_bytes // 8) * 8
 
 
 class Kind(enum.IntEnum):
@@ -104,7 +107,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the slot that belong to this field, a text's length included."""
-        return self.width_bytes + 2 if self.kind.is_text else self.width_bytes
+        return whole_words(self.width_bytes + 2) if self.kind.is_text else self.width_bytes
 
 
 def kind_and_limits(owner: str, python_type: Any, spec: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Trade(Record):
     mev_protected: bool
     transfer_fees: Annotated[float | None, Double(minimum=0.0)] = None  # Token-2022, in token units
     tx_signature: Annotated[str | None, Varchar(88)] = None
-    metadata: Annotated[dict[str, Any] | str | None, Json(160)] = None
+    metadata: Annotated[dict[str, Any] | str | None, Json(158)] = None
 
 
 class PerformanceMetric(Record):
@@ -47,7 +47,7 @@ class PerformanceMetric(Record):
     operation: Annotated[str, Symbol(48)]
     value: float
     percentile: Literal[50, 95, 99] | None = None
-    tags: Annotated[dict[str, Any] | str | None, Json(160)] = None
+    tags: Annotated[dict[str, Any] | str | None, Json(158)] = None
 
 
 class LatencySample(Record):

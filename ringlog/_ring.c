@@ -1,0 +1,1068 @@
+/* The C ring: the same algorithm as _ring_python.py over any memory, without allocating and without a system call.
+
+   Only the paths that must be fast live here. Whatever needs words for a person (a wrong type, a value out of range) or may run
+   Python code (a datetime, a dict to encode, a lane to claim) is done by the Python callables given at construction, before a
+   slot is touched; between the first write to a slot and the store that publishes it no Python code runs and the GIL is held,
+   which is what makes an append atomic among the threads of a process and in signal handlers.
+
+   SYNC POINT pairs, here as in the Python ring:
+     head  stored with release by append (publish), loaded with acquire by the drain: a drain that sees the new head sees the
+           whole slot. Reordered, it would read a slot of the last lap.
+     tail  stored with release by the writer (advance), loaded with acquire by append when its copy says full: an append that
+           sees the new tail may overwrite the slots below it. Reordered, it could overwrite a slot still being read.
+     state and refuse word: plain flags, loaded relaxed at every append; nothing else is ordered by them. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define PREFETCH_WRITE(p) __builtin_prefetch((p), 1, 3)
+#else
+#error "ringlog's C ring needs GCC or Clang; the Python ring works without it"
+#endif
+
+enum kind { TIMESTAMP, DOUBLE, LONG, BOOLEAN, SYMBOL, VARCHAR, JSON };
+enum refused { FULL, BOARD, BUDGET, REENTRANT, CLOSED, REFUSED_WORDS };
+enum outcome { WRITTEN, COERCE, FAILED };
+
+#define FIELDS_MAX 64
+#define NULL_LENGTH 0xFFFF
+#define LINE_BYTES 64
+#define TIMESTAMP_MIN INT64_C(946684800000000) /* 2000-01-01 */
+#define TIMESTAMP_AHEAD_MAX INT64_C(3600000000) /* one hour */
+
+typedef union {
+    double number;
+    int64_t integer;
+} Limit;
+
+typedef struct {
+    int count;
+    PyObject **texts;   /* str objects of a symbol's choices: owned */
+    int64_t *integers;  /* or the values of a long's */
+} Choices;
+
+/* One field, in a cache line: an append walks over all of them. */
+typedef struct {
+    uint8_t kind;
+    uint8_t nullable;
+    uint8_t has_default;
+    uint8_t index; /* in the record layout, for the Python callables */
+    uint32_t offset;
+    uint32_t width;
+    Limit minimum, maximum;    /* of a double or a long */
+    PyObject *last;            /* the symbol last written here: owned; its bytes are `last_bytes` */
+    unsigned char *last_bytes; /* u16 length and text, whole words */
+    Choices *choices;          /* owned, or NULL */
+    PyObject *name;            /* owned, interned */
+} Field;
+
+static unsigned fork_generation; /* raised in every forked child, however it was forked */
+
+static void after_fork_in_child(void) { fork_generation++; }
+
+static inline uint64_t load_acquire(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+static inline uint64_t load_relaxed(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+static inline void store_release(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+
+static inline int64_t now_us(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/* ---- fields ---------------------------------------------------------------------------------------------------- */
+
+static void choices_free(Choices *choices)
+{
+    if (!choices)
+        return;
+    for (int i = 0; choices->texts && i < choices->count; i++)
+        Py_XDECREF(choices->texts[i]);
+    PyMem_Free(choices->texts);
+    PyMem_Free(choices->integers);
+    PyMem_Free(choices);
+}
+
+static void field_clear(Field *field)
+{
+    choices_free(field->choices);
+    PyMem_Free(field->last_bytes);
+    Py_XDECREF(field->name);
+    Py_XDECREF(field->last);
+    memset(field, 0, sizeof *field);
+}
+
+/* The choices of a description's tuple, into *to (NULL for none). */
+static int choices_new(PyObject *tuple, int kind, Choices **to)
+{
+    Py_ssize_t count = PyTuple_Size(tuple);
+    *to = NULL;
+    if (count <= 0)
+        return count < 0 ? -1 : 0;
+    Choices *choices = *to = PyMem_Calloc(1, sizeof *choices);
+    if (!choices)
+        return PyErr_NoMemory(), -1;
+    choices->count = (int)count;
+    if (kind == LONG)
+        choices->integers = PyMem_Calloc((size_t)count, sizeof *choices->integers);
+    else
+        choices->texts = PyMem_Calloc((size_t)count, sizeof *choices->texts);
+    if (!choices->integers && !choices->texts)
+        return PyErr_NoMemory(), -1;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *choice = PyTuple_GetItem(tuple, i);
+        if (!choice)
+            return -1;
+        if (kind == LONG) {
+            choices->integers[i] = PyLong_AsLongLong(choice);
+            if (choices->integers[i] == -1 && PyErr_Occurred())
+                return -1;
+        }
+        else {
+            Py_INCREF(choice);
+            choices->texts[i] = choice;
+        }
+    }
+    return 0;
+}
+
+static size_t whole_words(size_t bytes) { return (bytes + 7) & ~(size_t)7; }
+
+/* One field from its description: (name, kind, offset, width, nullable, minimum, maximum, choices). The limits are floats
+   for a double and ints for every other kind. */
+static int field_init(Field *field, PyObject *description, int index)
+{
+    PyObject *name, *choices, *minimum, *maximum;
+    int kind, nullable;
+    unsigned int offset, width;
+    if (!PyArg_ParseTuple(description, "UiIIpOOO!", &name, &kind, &offset, &width, &nullable, &minimum, &maximum, &PyTuple_Type,
+                          &choices))
+        return -1;
+    field->kind = (uint8_t)kind;
+    field->index = (uint8_t)index;
+    field->offset = offset;
+    field->width = width;
+    field->nullable = (uint8_t)nullable;
+    if (kind == DOUBLE) {
+        field->minimum.number = PyFloat_AsDouble(minimum);
+        field->maximum.number = PyFloat_AsDouble(maximum);
+    }
+    else {
+        field->minimum.integer = PyLong_AsLongLong(minimum);
+        field->maximum.integer = PyLong_AsLongLong(maximum);
+    }
+    if (PyErr_Occurred())
+        return -1;
+    Py_INCREF(name);
+    field->name = name;
+    PyUnicode_InternInPlace(&field->name);
+    if (choices_new(choices, kind, &field->choices) < 0)
+        return -1;
+    if (kind == SYMBOL && !(field->last_bytes = PyMem_Calloc(1, whole_words((size_t)width + 2))))
+        return PyErr_NoMemory(), -1;
+    return 0;
+}
+
+static inline void write_u16(unsigned char *at, unsigned value)
+{
+    uint16_t word = (uint16_t)value;
+    memcpy(at, &word, 2);
+}
+
+static void field_write_null(const Field *field, unsigned char *slot)
+{
+    if (field->kind == DOUBLE) {
+        double nan = __builtin_nan("");
+        memcpy(slot + field->offset, &nan, 8);
+    }
+    else if (field->kind == LONG) {
+        int64_t null = INT64_MIN;
+        memcpy(slot + field->offset, &null, 8);
+    }
+    else
+        write_u16(slot + field->offset, NULL_LENGTH);
+}
+
+static inline int write_double(const Field *field, PyObject *value, unsigned char *slot)
+{
+    double number;
+    if (LIKELY(PyFloat_CheckExact(value)))
+        number = PyFloat_AS_DOUBLE(value);
+    else if (PyLong_CheckExact(value)) {
+        number = PyLong_AsDouble(value);
+        if (UNLIKELY(number == -1.0 && PyErr_Occurred())) {
+            PyErr_Clear();
+            return COERCE;
+        }
+    }
+    else
+        return COERCE;
+    /* NaN fails both comparisons; infinity is outside any limits a declaration can give. */
+    if (UNLIKELY(!(number >= field->minimum.number && number <= field->maximum.number)))
+        return COERCE;
+    memcpy(slot + field->offset, &number, 8);
+    return WRITTEN;
+}
+
+static inline int write_long(const Field *field, PyObject *value, unsigned char *slot)
+{
+    int overflow;
+    int64_t number;
+    if (UNLIKELY(!PyLong_CheckExact(value)))
+        return COERCE;
+    number = PyLong_AsLongLongAndOverflow(value, &overflow);
+    if (UNLIKELY(overflow || number < field->minimum.integer || number > field->maximum.integer))
+        return COERCE;
+    if (UNLIKELY(field->choices != NULL)) {
+        int i = 0;
+        while (i < field->choices->count && field->choices->integers[i] != number)
+            i++;
+        if (i == field->choices->count)
+            return COERCE;
+    }
+    memcpy(slot + field->offset, &number, 8);
+    return WRITTEN;
+}
+
+static int chosen(const Choices *choices, const char *text, size_t length)
+{
+    for (int i = 0; i < choices->count; i++) {
+        Py_ssize_t choice_length;
+        const char *choice = PyUnicode_AsUTF8AndSize(choices->texts[i], &choice_length);
+        if (!choice)
+            PyErr_Clear();
+        else if ((size_t)choice_length == length && memcmp(choice, text, length) == 0)
+            return 1;
+    }
+    return 0;
+}
+
+typedef uint8_t Vector __attribute__((vector_size(16)));
+
+/* Copies a text and says whether it has no NUL byte, in one pass; the last step overlaps the one before. */
+static inline int copy_text(unsigned char *to, const char *from, size_t length)
+{
+    if (length < 16) {
+        memcpy(to, from, length);
+        return !memchr(from, 0, length);
+    }
+    Vector part, zeros = {0};
+    size_t at = 0;
+    for (;;) {
+        memcpy(&part, from + at, 16);
+        memcpy(to + at, &part, 16);
+        zeros |= (Vector)(part == 0);
+        if (at == length - 16)
+            break;
+        at += 16;
+        if (at > length - 16)
+            at = length - 16;
+    }
+    uint64_t halves[2];
+    memcpy(halves, &zeros, 16);
+    return !(halves[0] | halves[1]);
+}
+
+/* A text: its UTF-8 is asked of the str object itself, which for ASCII is its own memory (nothing is allocated). */
+static inline int write_text(const Field *field, PyObject *value, unsigned char *slot)
+{
+    Py_ssize_t length;
+    const char *text;
+    if (UNLIKELY(!PyUnicode_CheckExact(value)))
+        return COERCE;
+    if (LIKELY(PyUnicode_IS_COMPACT_ASCII(value))) {
+        text = (const char *)PyUnicode_1BYTE_DATA(value);
+        length = PyUnicode_GET_LENGTH(value);
+    }
+    else if (!(text = PyUnicode_AsUTF8AndSize(value, &length))) {
+        PyErr_Clear(); /* a lone surrogate: the Python callable says so in words */
+        return COERCE;
+    }
+    if (UNLIKELY((size_t)length > field->width))
+        return COERCE;
+    if (UNLIKELY(!copy_text(slot + field->offset + 2, text, (size_t)length)))
+        return COERCE;
+    if (UNLIKELY(field->choices && !chosen(field->choices, text, (size_t)length)))
+        return COERCE;
+    write_u16(slot + field->offset, (unsigned)length);
+    return WRITTEN;
+}
+
+/* Copies the words that hold a text and its length; a text's place in a slot is whole words (see records). */
+static inline void copy_words(unsigned char *to, const unsigned char *from)
+{
+    uint16_t length;
+    memcpy(&length, from, 2);
+    size_t at = 0;
+    do {
+        memcpy(to + at, from + at, 8);
+        at += 8;
+    } while (at < (size_t)length + 2);
+}
+
+/* A symbol repeats, and then it is mostly the very same object: its checked bytes are kept from the last time. */
+static inline int write_symbol(Field *field, PyObject *value, unsigned char *slot)
+{
+    unsigned char *at = slot + field->offset;
+    if (LIKELY(value == field->last)) {
+        copy_words(at, field->last_bytes);
+        return WRITTEN;
+    }
+    if (write_text(field, value, slot) != WRITTEN)
+        return COERCE;
+    PyObject *previous = field->last;
+    uint16_t length;
+    memcpy(&length, at, 2);
+    memcpy(field->last_bytes, at, (size_t)length + 2);
+    Py_INCREF(value);
+    field->last = value;
+    Py_XDECREF(previous); /* an exact str: its end runs no code */
+    return WRITTEN;
+}
+
+static inline int write_timestamp(const Field *field, PyObject *value, unsigned char *slot)
+{
+    int64_t stamp;
+    if (LIKELY(value == Py_None))
+        stamp = now_us();
+    else {
+        int overflow;
+        if (Py_TYPE(value) != &PyLong_Type)
+            return COERCE;
+        stamp = PyLong_AsLongLongAndOverflow(value, &overflow);
+        if (overflow || stamp < TIMESTAMP_MIN || stamp > now_us() + TIMESTAMP_AHEAD_MAX)
+            return COERCE;
+    }
+    memcpy(slot + field->offset, &stamp, 8);
+    return WRITTEN;
+}
+
+static inline int write_field(Field *field, PyObject *value, unsigned char *slot)
+{
+    switch (field->kind) {
+    case DOUBLE:
+        if (LIKELY(value != Py_None))
+            return write_double(field, value, slot);
+        break;
+    case LONG:
+        if (LIKELY(value != Py_None))
+            return write_long(field, value, slot);
+        break;
+    case BOOLEAN:
+        if (LIKELY(value == Py_True || value == Py_False)) {
+            slot[field->offset] = value == Py_True;
+            return WRITTEN;
+        }
+        return COERCE;
+    case SYMBOL:
+        if (LIKELY(value != Py_None))
+            return write_symbol(field, value, slot);
+        break;
+    case TIMESTAMP:
+        return write_timestamp(field, value, slot);
+    default:
+        if (LIKELY(value != Py_None))
+            return write_text(field, value, slot);
+    }
+    if (!field->nullable)
+        return COERCE;
+    field_write_null(field, slot);
+    return WRITTEN;
+}
+
+/* ---- the ring, as its producer sees it -------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *descriptions; /* a tuple, one for each field */
+    int field_count;
+    uint32_t slot_bytes;
+    PyObject *coerce;  /* coerce(index, value) -> a value of the exact type, or raises */
+    PyObject *recover; /* recover() -> True once attached to a lane that may be written */
+    Py_buffer memory, board_memory;
+    unsigned char *slots; /* NULL while detached */
+    uint64_t *head_word, *tail_word, *state_word, *refused_words, *board_word;
+    uint64_t head, tail, capacity;
+    uint64_t refused[REFUSED_WORDS]; /* those of lanes that this ring left, and of no lane */
+    unsigned generation;
+    int recovering;
+    int last_refused; /* reason + 1 of the latest refusal, or 0 */
+} Ring;
+
+static int ring_init(Ring *self, PyObject *args, PyObject *kwargs)
+{
+    PyObject *fields, *coerce, *recover;
+    unsigned int slot_bytes;
+    static char *names[] = {"fields", "slot_bytes", "coerce", "recover", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!IOO", names, &PyTuple_Type, &fields, &slot_bytes, &coerce, &recover))
+        return -1;
+    Py_ssize_t count = PyTuple_Size(fields);
+    if (self->field_count || count < 2 || count > FIELDS_MAX) {
+        PyErr_Format(PyExc_ValueError, "fields: got %zd (and %d before), wanted 2 to %d, once", count, self->field_count,
+                     FIELDS_MAX);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) { /* each is made once here, so that a wrong one is named now */
+        Field field = {0};
+        PyObject *description = PyTuple_GetItem(fields, i);
+        int made = description ? field_init(&field, description, (int)i) : -1;
+        uint64_t reserved = field.kind >= SYMBOL ? whole_words((uint64_t)field.width + 2) : field.width;
+        int fits = field.offset >= 8 && field.offset + reserved <= slot_bytes;
+        field_clear(&field);
+        if (made < 0)
+            return -1;
+        if (!fits) {
+            PyErr_Format(PyExc_ValueError, "field %zd: got a place outside bytes 8 to %u of a slot", i, slot_bytes);
+            return -1;
+        }
+    }
+    Py_INCREF(fields);
+    self->descriptions = fields;
+    self->field_count = (int)count;
+    self->slot_bytes = slot_bytes;
+    Py_INCREF(coerce);
+    self->coerce = coerce;
+    Py_INCREF(recover);
+    self->recover = recover;
+    return 0;
+}
+
+static void ring_release(Ring *self)
+{
+    if (!self->slots)
+        return;
+    for (int i = 0; i < REFUSED_WORDS; i++)
+        self->refused[i] += load_relaxed(&self->refused_words[i]);
+    self->slots = NULL;
+    PyBuffer_Release(&self->memory);
+    PyBuffer_Release(&self->board_memory);
+}
+
+static PyObject *ring_attach(Ring *self, PyObject *args)
+{
+    PyObject *memory, *board;
+    unsigned long long slots_offset, capacity;
+    unsigned int state, head, tail, refused, refuse;
+    if (!PyArg_ParseTuple(args, "OOKK(IIIII)", &memory, &board, &slots_offset, &capacity, &state, &head, &tail, &refused,
+                          &refuse))
+        return NULL;
+    ring_release(self);
+    if (PyObject_GetBuffer(memory, &self->memory, PyBUF_WRITABLE) < 0)
+        return NULL;
+    if (PyObject_GetBuffer(board, &self->board_memory, PyBUF_SIMPLE) < 0) {
+        PyBuffer_Release(&self->memory);
+        return NULL;
+    }
+    unsigned long long room = (unsigned long long)self->memory.len;
+    if (!capacity || (capacity & (capacity - 1)) || slots_offset > room ||
+        capacity > (room - slots_offset) / self->slot_bytes || (unsigned long long)refused + 8 * REFUSED_WORDS > slots_offset ||
+        state + 8ULL > slots_offset || head + 8ULL > slots_offset || tail + 8ULL > slots_offset ||
+        (Py_ssize_t)refuse + 8 > self->board_memory.len || ((uintptr_t)self->memory.buf & 7) ||
+        ((uintptr_t)self->board_memory.buf & 7) || ((state | head | tail | refused | refuse) & 7)) {
+        PyErr_Format(PyExc_ValueError, "memory: got %llu bytes for %llu slots of %u bytes from byte %llu on, wanted a power of "
+                     "two of slots inside it, and aligned words below them", room, capacity, self->slot_bytes, slots_offset);
+        PyBuffer_Release(&self->memory);
+        PyBuffer_Release(&self->board_memory);
+        return NULL;
+    }
+    unsigned char *base = self->memory.buf;
+    self->state_word = (uint64_t *)(base + state);
+    self->head_word = (uint64_t *)(base + head);
+    self->tail_word = (uint64_t *)(base + tail);
+    self->refused_words = (uint64_t *)(base + refused);
+    self->board_word = (uint64_t *)((unsigned char *)self->board_memory.buf + refuse);
+    self->capacity = capacity;
+    self->head = load_acquire(self->head_word);
+    self->tail = load_acquire(self->tail_word);
+    self->generation = fork_generation;
+    self->slots = base + slots_offset;
+    Py_RETURN_NONE;
+}
+
+static PyObject *ring_detach(Ring *self, PyObject *Py_UNUSED(none))
+{
+    ring_release(self);
+    Py_RETURN_NONE;
+}
+
+static void ring_refuse(Ring *self, enum refused reason, uint64_t rows)
+{
+    self->last_refused = (int)reason + 1;
+    if (self->slots && self->generation == fork_generation) {
+        uint64_t *word = &self->refused_words[reason];
+        __atomic_store_n(word, load_relaxed(word) + rows, __ATOMIC_RELAXED);
+    }
+    else
+        self->refused[reason] += rows;
+}
+
+static inline int ring_usable(const Ring *self)
+{
+    return self->slots && self->generation == fork_generation && load_relaxed(self->state_word) == 0;
+}
+
+/* Asks Python for a lane that may be written. 1: go on; 0: refused (counted); -1: an exception is set. */
+static int ring_recover(Ring *self, uint64_t rows)
+{
+    if (self->recovering) { /* the callable itself led back here (a signal handler, __del__) */
+        ring_refuse(self, REENTRANT, rows);
+        return 0;
+    }
+    self->recovering = 1;
+    PyObject *answer = PyObject_CallNoArgs(self->recover);
+    self->recovering = 0;
+    if (!answer)
+        return -1;
+    long reason = answer == Py_True ? -1 : PyLong_AsLong(answer);
+    Py_DECREF(answer);
+    if (reason == -1)
+        return PyErr_Occurred() ? -1 : ring_usable(self);
+    ring_refuse(self, reason >= 0 && reason < REFUSED_WORDS ? (enum refused)reason : BUDGET, rows);
+    return 0;
+}
+
+/* How many of `rows` slots are free. The shared tail is read only when the copy of it says full. */
+static inline uint64_t ring_free(Ring *self, uint64_t rows)
+{
+    uint64_t used = self->head - self->tail;
+    if (UNLIKELY(used + rows > self->capacity)) {
+        self->tail = load_acquire(self->tail_word); /* SYNC POINT tail: with the writer's advance */
+        used = self->head - self->tail;
+        if (used > self->capacity) /* a tail beyond the head or a lap behind: no writer stores that; write nothing */
+            return 0;
+    }
+    return self->capacity - used;
+}
+
+static inline void ring_publish(Ring *self, uint64_t rows)
+{
+    self->head += rows;
+    store_release(self->head_word, self->head); /* SYNC POINT head: with the drain */
+    unsigned char *next = self->slots + (self->head & (self->capacity - 1)) * self->slot_bytes;
+    for (uint32_t line = 0; line < self->slot_bytes && line < 6 * LINE_BYTES; line += LINE_BYTES)
+        PREFETCH_WRITE(next + line);
+}
+
+/* append_many(rows, count) -> how many were accepted, from the front. The caller has checked the rows. */
+static PyObject *ring_append_many(Ring *self, PyObject *args)
+{
+    Py_buffer rows;
+    Py_ssize_t count;
+    if (!PyArg_ParseTuple(args, "y*n", &rows, &count))
+        return NULL;
+    if (count < 0 || (uint64_t)rows.len != (uint64_t)count * self->slot_bytes) {
+        PyErr_Format(PyExc_ValueError, "rows: got %zd bytes for %zd rows, wanted %u bytes a row", rows.len, count,
+                     self->slot_bytes);
+        goto failed;
+    }
+    while (!ring_usable(self)) {
+        int recovered = ring_recover(self, (uint64_t)count);
+        if (recovered < 0)
+            goto failed;
+        if (!recovered) {
+            PyBuffer_Release(&rows);
+            return PyLong_FromLong(0);
+        }
+    }
+    uint64_t accepted = 0;
+    if (load_relaxed(self->board_word))
+        ring_refuse(self, BOARD, (uint64_t)count);
+    else {
+        accepted = ring_free(self, (uint64_t)count);
+        if (accepted > (uint64_t)count)
+            accepted = (uint64_t)count;
+        const unsigned char *from = rows.buf;
+        for (uint64_t i = 0; i < accepted; i++, from += self->slot_bytes) {
+            uint64_t seq = self->head + i;
+            unsigned char *slot = self->slots + (seq & (self->capacity - 1)) * self->slot_bytes;
+            memcpy(slot, &seq, 8);
+            memcpy(slot + 8, from + 8, self->slot_bytes - 8);
+        }
+        if (accepted)
+            ring_publish(self, accepted);
+        if (accepted < (uint64_t)count)
+            ring_refuse(self, FULL, (uint64_t)count - accepted);
+    }
+    PyBuffer_Release(&rows);
+    return PyLong_FromUnsignedLongLong(accepted);
+failed:
+    PyBuffer_Release(&rows);
+    return NULL;
+}
+
+static PyObject *ring_refused(Ring *self, PyObject *Py_UNUSED(none))
+{
+    PyObject *counts = PyTuple_New(REFUSED_WORDS);
+    for (int i = 0; counts && i < REFUSED_WORDS; i++) {
+        uint64_t total = self->refused[i] + (self->slots ? load_relaxed(&self->refused_words[i]) : 0);
+        PyObject *count = PyLong_FromUnsignedLongLong(total);
+        if (!count || PyTuple_SetItem(counts, i, count) < 0) {
+            Py_DECREF(counts);
+            return NULL;
+        }
+    }
+    return counts;
+}
+
+static PyObject *ring_head(Ring *self, void *Py_UNUSED(closure)) { return PyLong_FromUnsignedLongLong(self->head); }
+
+static PyObject *ring_last_refused(Ring *self, void *Py_UNUSED(closure)) { return PyLong_FromLong(self->last_refused - 1); }
+
+static PyObject *ring_attached(Ring *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->slots != NULL); }
+
+static int ring_traverse(Ring *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE((PyObject *)self));
+    Py_VISIT(self->descriptions);
+    Py_VISIT(self->coerce);
+    Py_VISIT(self->recover);
+    return 0;
+}
+
+static int ring_clear(Ring *self)
+{
+    Py_CLEAR(self->descriptions);
+    Py_CLEAR(self->coerce);
+    Py_CLEAR(self->recover);
+    return 0;
+}
+
+static void ring_dealloc(Ring *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    PyObject_GC_UnTrack(self);
+    ring_release(self);
+    ring_clear(self);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef ring_methods[] = {
+    {"attach", (PyCFunction)ring_attach, METH_VARARGS,
+     "attach(memory, board, slots_offset, capacity, (state, head, tail, refused, refuse))\n\nWrites to this lane from now on."},
+    {"detach", (PyCFunction)ring_detach, METH_NOARGS, "detach()\n\nLets go of the memory; the next append recovers."},
+    {"append_many", (PyCFunction)ring_append_many, METH_VARARGS,
+     "append_many(rows, count) -> int\n\nAppends checked slots; how many were accepted, from the front."},
+    {"refused", (PyCFunction)ring_refused, METH_NOARGS, "refused() -> tuple of counts, by reason"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef ring_getset[] = {
+    {"head", (getter)ring_head, NULL, "The seq of the next record.", NULL},
+    {"last_refused", (getter)ring_last_refused, NULL, "The reason of the latest refusal, or -1.", NULL},
+    {"attached", (getter)ring_attached, NULL, "Whether a lane is attached.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot ring_slots[] = {
+    {Py_tp_doc, "Ring(fields, slot_bytes, coerce, recover)\n\nThe producer's side of one lane after another."},
+    {Py_tp_init, ring_init},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_dealloc, ring_dealloc},
+    {Py_tp_traverse, ring_traverse},
+    {Py_tp_clear, ring_clear},
+    {Py_tp_methods, ring_methods},
+    {Py_tp_getset, ring_getset},
+    {0, NULL},
+};
+
+static PyType_Spec ring_spec = {"ringlog._ring.Ring", sizeof(Ring), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, ring_slots};
+
+/* ---- the appender: a ring with some fields preset ---------------------------------------------------------------- */
+
+typedef struct {
+    uint32_t offset, length;
+} Run;
+
+typedef struct {
+    PyObject_HEAD
+    Ring *ring;
+    Field fields[FIELDS_MAX]; /* those that vary, in order, the timestamp last */
+    int count;
+    unsigned char *image; /* slot_bytes: presets and defaults */
+    Run runs[FIELDS_MAX]; /* the presets' bytes in the image, neighbours joined */
+    int run_count;
+    PyObject *last_names; /* the keyword names of the last call and where they go: a caller's tuple is one constant */
+    int last_places[FIELDS_MAX];
+} Appender;
+
+static uint32_t field_image_bytes(const Field *field, const unsigned char *image)
+{
+    if (field->kind < SYMBOL)
+        return field->width;
+    uint16_t length;
+    memcpy(&length, image + field->offset, 2);
+    return (uint32_t)whole_words(2 + (size_t)(length == NULL_LENGTH ? 0 : length));
+}
+
+/* Writes a preset or a default into the image, by way of the same code as an append. */
+static int appender_image(Appender *self, Field *field, PyObject *value)
+{
+    PyObject *exact = PyObject_CallFunction(self->ring->coerce, "iO", field->index, value);
+    if (!exact)
+        return -1;
+    int outcome = write_field(field, exact, self->image);
+    Py_DECREF(exact);
+    if (outcome == WRITTEN)
+        return 0;
+    PyErr_Format(PyExc_SystemError, "field %U: coerce gave back a value that does not fit", field->name);
+    return -1;
+}
+
+static int appender_init(Appender *self, PyObject *args, PyObject *kwargs)
+{
+    PyObject *ring, *presets, *defaults, *type;
+    if (kwargs && PyDict_Size(kwargs)) {
+        PyErr_SetString(PyExc_TypeError, "Appender takes (Ring, ring, presets, defaults)");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(args, "O!OO!O!", &PyType_Type, &type, &ring, &PyDict_Type, &presets, &PyDict_Type, &defaults))
+        return -1;
+    if (self->ring || (PyObject *)Py_TYPE(ring) != type) {
+        PyErr_SetString(PyExc_TypeError, "ring: wanted a Ring, once");
+        return -1;
+    }
+    Py_INCREF(ring);
+    self->ring = (Ring *)ring;
+    if (!(self->image = PyMem_Calloc(1, self->ring->slot_bytes)))
+        return PyErr_NoMemory(), -1;
+    for (int i = 0; i < self->ring->field_count; i++) {
+        PyObject *description = PyTuple_GetItem(self->ring->descriptions, i);
+        Field *field = &self->fields[self->count]; /* a preset one is cleared again, and its place used by the next */
+        if (!description || field_init(field, description, i) < 0) {
+            field_clear(field);
+            return -1;
+        }
+        PyObject *preset = PyDict_GetItemWithError(presets, field->name);
+        PyObject *value = preset || PyErr_Occurred() ? preset : PyDict_GetItemWithError(defaults, field->name);
+        if (PyErr_Occurred() || (value && appender_image(self, field, value) < 0)) {
+            field_clear(field);
+            return -1;
+        }
+        if (preset) {
+            Run run = {field->offset, field_image_bytes(field, self->image)};
+            self->runs[self->run_count++] = run;
+            field_clear(field);
+            continue;
+        }
+        field->has_default = value != NULL;
+        self->count++;
+    }
+    return 0;
+}
+
+static void appender_write_default(const Appender *self, const Field *field, unsigned char *slot)
+{
+    memcpy(slot + field->offset, self->image + field->offset, field_image_bytes(field, self->image));
+}
+
+/* Where each keyword goes; -1 with an exception where a name is unknown. */
+static int appender_resolve(Appender *self, PyObject *names)
+{
+    Py_ssize_t count = PyTuple_Size(names);
+    if (count > FIELDS_MAX)
+        goto unknown;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *name = PyTuple_GetItem(names, i);
+        int place = 0;
+        while (place < self->count && self->fields[place].name != name)
+            place++;
+        if (place == self->count) /* not interned: compare the text */
+            for (place = 0; place < self->count; place++)
+                if (PyUnicode_Compare(self->fields[place].name, name) == 0)
+                    break;
+        if (place == self->count)
+            goto unknown;
+        self->last_places[i] = place;
+    }
+    Py_INCREF(names);
+    Py_XDECREF(self->last_names);
+    self->last_names = names;
+    return 0;
+unknown:
+    Py_CLEAR(self->last_names);
+    return -1;
+}
+
+/* Says in words what is wrong with the arguments of a call; always leaves an exception. */
+static void appender_complain(Appender *self, Py_ssize_t given, PyObject *names)
+{
+    PyObject *wanted = PyTuple_New(self->count);
+    for (int i = 0; wanted && i < self->count; i++) {
+        Py_INCREF(self->fields[i].name);
+        if (PyTuple_SetItem(wanted, i, self->fields[i].name) < 0)
+            Py_CLEAR(wanted);
+    }
+    if (!wanted)
+        return;
+    PyObject *answer = PyObject_CallFunction(self->ring->coerce, "inOO", -1, given, names ? names : Py_None, wanted);
+    Py_DECREF(wanted);
+    if (answer) {
+        Py_DECREF(answer);
+        PyErr_SetString(PyExc_SystemError, "coerce(-1, ...) must raise");
+    }
+}
+
+/* The values of a call in the order of `self->fields`, NULL where left out. -1: an exception is set. */
+static int appender_arrange(Appender *self, PyObject *const *args, Py_ssize_t given, PyObject *names, PyObject **values)
+{
+    Py_ssize_t named = names ? PyTuple_Size(names) : 0;
+    if (given > self->count)
+        goto wrong;
+    if (named && names != self->last_names && appender_resolve(self, names) < 0)
+        goto wrong;
+    for (int i = 0; i < self->count; i++)
+        values[i] = i < given ? args[i] : NULL;
+    for (Py_ssize_t i = 0; i < named; i++) {
+        if (values[self->last_places[i]])
+            goto wrong;
+        values[self->last_places[i]] = args[given + i];
+    }
+    for (int i = 0; i < self->count - 1; i++)
+        if (UNLIKELY(!values[i] && !self->fields[i].has_default))
+            goto wrong;
+    return 0;
+wrong:
+    if (!PyErr_Occurred())
+        appender_complain(self, given, names);
+    return -1;
+}
+
+static inline void copy_run(unsigned char *slot, const unsigned char *image, const Run *run)
+{
+    uint32_t at = run->offset, end = run->offset + run->length;
+    for (; at + 8 <= end; at += 8)
+        memcpy(slot + at, image + at, 8);
+    for (; at < end; at++)
+        slot[at] = image[at];
+}
+
+/* Writes one record and publishes it. COERCE: a value is not of the exact type, or wrong; nothing was published. */
+static inline int appender_write(Appender *self, PyObject *const *values, int count)
+{
+    Ring *ring = self->ring;
+    unsigned char *slot = ring->slots + (ring->head & (ring->capacity - 1)) * ring->slot_bytes;
+    memcpy(slot, &ring->head, 8);
+    for (int i = 0; i < self->run_count; i++)
+        copy_run(slot, self->image, &self->runs[i]);
+    for (int i = 0; i < count; i++) {
+        Field *field = &self->fields[i];
+        if (LIKELY(values[i] != NULL)) {
+            if (UNLIKELY(write_field(field, values[i], slot) != WRITTEN))
+                return COERCE;
+        }
+        else if (field->kind == TIMESTAMP)
+            write_timestamp(field, Py_None, slot);
+        else
+            appender_write_default(self, field, slot);
+    }
+    if (count < self->count) /* all but the timestamp, by position */
+        write_timestamp(&self->fields[count], Py_None, slot);
+    ring_publish(ring, 1);
+    return WRITTEN;
+}
+
+/* Lets Python turn each value into one of the exact type (owned, in `exact`), or say what is wrong with it. */
+static int appender_coerce(Appender *self, PyObject *const *values, int count, PyObject **exact)
+{
+    for (int i = 0; i < count; i++) {
+        exact[i] = NULL;
+        if (!values[i])
+            continue;
+        exact[i] = PyObject_CallFunction(self->ring->coerce, "iO", self->fields[i].index, values[i]);
+        if (!exact[i]) {
+            while (i-- > 0)
+                Py_XDECREF(exact[i]);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* 1: a slot is free; 0: refused and counted; -1: an exception is set. */
+static inline int appender_ready(Appender *self)
+{
+    Ring *ring = self->ring;
+    while (UNLIKELY(!ring_usable(ring))) {
+        int recovered = ring_recover(ring, 1);
+        if (recovered <= 0)
+            return recovered;
+    }
+    if (UNLIKELY(load_relaxed(ring->board_word) != 0)) {
+        ring_refuse(ring, BOARD, 1);
+        return 0;
+    }
+    if (UNLIKELY(ring_free(ring, 1) == 0)) {
+        ring_refuse(ring, FULL, 1);
+        return 0;
+    }
+    return 1;
+}
+
+static PyObject *appender_append_coerced(Appender *self, PyObject *const *values, int count)
+{
+    PyObject *exact[FIELDS_MAX];
+    if (appender_coerce(self, values, count, exact) < 0)
+        return NULL;
+    int ready = appender_ready(self); /* anew: Python code has run since */
+    int outcome = ready == 1 ? appender_write(self, exact, count) : FAILED;
+    for (int i = 0; i < count; i++)
+        Py_XDECREF(exact[i]);
+    if (ready < 0)
+        return NULL;
+    if (outcome == COERCE) {
+        PyErr_SetString(PyExc_SystemError, "coerce gave back a value that does not fit");
+        return NULL;
+    }
+    return PyBool_FromLong(outcome == WRITTEN);
+}
+
+static PyObject *appender_append(Appender *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
+{
+    PyObject *arranged[FIELDS_MAX];
+    PyObject *const *values = args;
+    int count = (int)given;
+    if (UNLIKELY(names || (given != self->count && given != self->count - 1))) {
+        if (appender_arrange(self, args, given, names, arranged) < 0)
+            return NULL;
+        values = arranged;
+        count = self->count;
+    }
+    int ready = appender_ready(self);
+    if (UNLIKELY(ready <= 0)) {
+        if (ready < 0)
+            return NULL;
+        Py_RETURN_FALSE;
+    }
+    if (LIKELY(appender_write(self, values, count) == WRITTEN))
+        Py_RETURN_TRUE;
+    return appender_append_coerced(self, values, count);
+}
+
+static int appender_traverse(Appender *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE((PyObject *)self));
+    Py_VISIT(self->ring);
+    return 0;
+}
+
+static int appender_clear(Appender *self)
+{
+    Py_CLEAR(self->ring);
+    return 0;
+}
+
+static void appender_dealloc(Appender *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    PyObject_GC_UnTrack(self);
+    for (int i = 0; i < self->count; i++)
+        field_clear(&self->fields[i]);
+    PyMem_Free(self->image);
+    Py_XDECREF(self->last_names);
+    Py_XDECREF((PyObject *)self->ring);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef appender_methods[] = {
+    {"append", (PyCFunction)(void (*)(void))appender_append, METH_FASTCALL | METH_KEYWORDS,
+     "append(*fields, timestamp=None) -> bool\n\nTrue: accepted. False: refused and counted by reason."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot appender_slots[] = {
+    {Py_tp_doc, "Appender(Ring, ring, presets, defaults)\n\nAppends records of which some fields are preset."},
+    {Py_tp_init, appender_init},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_dealloc, appender_dealloc},
+    {Py_tp_traverse, appender_traverse},
+    {Py_tp_clear, appender_clear},
+    {Py_tp_methods, appender_methods},
+    {0, NULL},
+};
+
+static PyType_Spec appender_spec = {"ringlog._ring.Appender", sizeof(Appender), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                                    appender_slots};
+
+/* ---- words, as the drain and the board see them ------------------------------------------------------------------ */
+
+static PyObject *word_load(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_buffer memory;
+    Py_ssize_t offset;
+    if (!PyArg_ParseTuple(args, "y*n", &memory, &offset))
+        return NULL;
+    PyObject *answer = NULL;
+    if (offset < 0 || offset > memory.len - 8 || (((uintptr_t)memory.buf + (size_t)offset) & 7))
+        PyErr_Format(PyExc_ValueError, "offset: got %zd, wanted an aligned word inside %zd bytes", offset, memory.len);
+    else
+        answer = PyLong_FromUnsignedLongLong(load_acquire((uint64_t *)((unsigned char *)memory.buf + offset)));
+    PyBuffer_Release(&memory);
+    return answer;
+}
+
+static PyObject *word_store(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_buffer memory;
+    Py_ssize_t offset;
+    unsigned long long value;
+    if (!PyArg_ParseTuple(args, "w*nK", &memory, &offset, &value))
+        return NULL;
+    int inside = offset >= 0 && offset <= memory.len - 8 && !(((uintptr_t)memory.buf + (size_t)offset) & 7);
+    if (inside)
+        store_release((uint64_t *)((unsigned char *)memory.buf + offset), value);
+    else
+        PyErr_Format(PyExc_ValueError, "offset: got %zd, wanted an aligned word inside %zd bytes", offset, memory.len);
+    PyBuffer_Release(&memory);
+    if (!inside)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef module_methods[] = {
+    {"load", word_load, METH_VARARGS, "load(memory, offset) -> int\n\nAn 8-byte word, with acquire."},
+    {"store", word_store, METH_VARARGS, "store(memory, offset, value)\n\nAn 8-byte word, with release."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int add_type(PyObject *module, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    int added = type ? PyModule_AddType(module, (PyTypeObject *)type) : -1;
+    Py_XDECREF(type);
+    return added;
+}
+
+static int module_exec(PyObject *module)
+{
+    static int registered;
+    if (!registered && pthread_atfork(NULL, NULL, after_fork_in_child) != 0) {
+        PyErr_SetString(PyExc_OSError, "pthread_atfork failed");
+        return -1;
+    }
+    registered = 1;
+    if (add_type(module, &ring_spec) < 0 || add_type(module, &appender_spec) < 0)
+        return -1;
+    return 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT, "_ring", "The C ring; see _ring_python.py for the reference.", 0, module_methods, module_slots,
+    NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__ring(void) { return PyModuleDef_Init(&module_def); }

@@ -1,0 +1,272 @@
+"""The Python ring: the reference for `_ring.c`, which has the same classes with the same methods. Works everywhere.
+
+SYNC POINT pairs are described in `_ring.c`. Python has no acquire and release, so `_fence` passes through a lock of
+its own: its release cannot be seen before what was stored before it, nor can what follows its acquire happen before
+it, which together is a full fence on every processor that ringlog supports. Without it an ARM machine could publish a
+head before the slot, and the drain would read a slot of the last lap.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ringlog.layout import REFUSED_WORDS, Refused
+from ringlog.records.fields import NULL_LENGTH, NULL_LONG, Kind
+
+_WORD = struct.Struct("@Q")  # native: one 8-byte store, where "=Q" would be eight of one byte
+_fence_lock = threading.Lock()
+_fence_lock.acquire()
+_fork_generation = 0
+
+
+def _fence() -> None:
+    # Threads that meet here only ever hand the lock on; none holds it for longer than this.
+    _fence_lock.release()
+    _fence_lock.acquire()
+
+
+def _after_fork_in_child() -> None:
+    global _fork_generation, _fence_lock  # noqa: PLW0603 (the child's copies of process-wide state)
+    _fork_generation += 1
+    _fence_lock = threading.Lock()
+    _fence_lock.acquire()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def load(memory: Any, offset: int) -> int:
+    """An 8-byte word, with acquire."""
+    (value,) = _WORD.unpack_from(memory, _checked(memory, offset))
+    _fence()
+    return int(value)
+
+
+def store(memory: Any, offset: int, value: int) -> None:
+    """An 8-byte word, with release."""
+    _fence()
+    _WORD.pack_into(memory, _checked(memory, offset), value)
+
+
+def _checked(memory: Any, offset: int) -> int:
+    length = len(memoryview(memory).cast("B"))
+    if offset < 0 or offset > length - 8 or offset % 8:
+        raise ValueError(f"offset: got {offset}, wanted an aligned word inside {length} bytes")
+    return offset
+
+
+class Ring:
+    """The producer's side of one lane after another."""
+
+    def __init__(
+        self,
+        fields: tuple[tuple[Any, ...], ...],
+        slot_bytes: int,
+        coerce: Callable[..., Any],
+        recover: Callable[[], Any],
+    ) -> None:
+        self.fields = tuple(_FieldWriter(*field) for field in fields)
+        self.slot_bytes = slot_bytes
+        self.coerce = coerce
+        self.recover = recover
+        self.attached = False
+        self.head = 0
+        self.last_refused = -1  # the reason of the latest refusal
+        self._left_refused = [0] * REFUSED_WORDS  # those of lanes that this ring left, and of no lane
+        # Held by an append from the slot's first byte to its publishing: threads of this process share the ring. Not
+        # waited for: a signal handler that appends in the middle of an append would wait for itself.
+        self.lock = threading.RLock()
+        self.inside = False
+        self._recovering = False
+        self._generation = _fork_generation
+
+    def attach(self, memory: Any, board: Any, slots_offset: int, capacity: int, words: tuple[int, ...]) -> None:
+        """Writes to this lane from now on; `words` are the offsets of state, head, tail, refused and refuse."""
+        self.detach()
+        view = memoryview(memory).cast("B")
+        if capacity <= 0 or capacity & (capacity - 1) or slots_offset + capacity * self.slot_bytes > len(view):
+            raise ValueError(
+                f"memory: got {len(view)} bytes for {capacity} slots of {self.slot_bytes} bytes from byte "
+                f"{slots_offset} on, wanted a power of two of slots inside it"
+            )
+        self._memory = view
+        self._words = view[:slots_offset].cast("Q")
+        self._board = memoryview(board).cast("B")
+        self._board_words = self._board.cast("Q")
+        self._state, self._head_word, self._tail_word, self._refused, self._refuse = (word // 8 for word in words)
+        self._slots_offset = slots_offset
+        self._capacity = capacity
+        self.head = self._words[self._head_word]
+        self._tail = self._words[self._tail_word]
+        self._generation = _fork_generation
+        self.attached = True
+
+    def detach(self) -> None:
+        """Lets go of the memory; the next append recovers."""
+        if not self.attached:
+            return
+        self._left_refused = list(self.refused())
+        self.attached = False
+        for view in (self._words, self._board_words, self._memory, self._board):
+            view.release()
+
+    def refused(self) -> tuple[int, ...]:
+        """How many records were refused, by reason."""
+        if not self.attached:
+            return tuple(self._left_refused)
+        return tuple(left + self._words[self._refused + i] for i, left in enumerate(self._left_refused))
+
+    def refuse(self, reason: int, rows: int) -> None:
+        self.last_refused = int(reason)
+        if self.attached and self._generation == _fork_generation:
+            self._words[self._refused + reason] += rows
+        else:
+            self._left_refused[reason] += rows
+
+    def _usable(self) -> bool:
+        return self.attached and self._generation == _fork_generation and self._words[self._state] == 0
+
+    def ready(self, rows: int) -> int:
+        """How many of `rows` slots may be written now; what is refused for another reason than FULL is counted."""
+        while not self._usable():
+            if self._recovering:
+                self.refuse(Refused.REENTRANT, rows)
+                return 0
+            self._recovering = True
+            try:
+                answer = self.recover()
+            finally:
+                self._recovering = False
+            if answer is not True:
+                self.refuse(answer, rows)
+                return 0
+        if self._board_words[self._refuse]:
+            self.refuse(Refused.BOARD, rows)
+            return 0
+        if self.head - self._tail + rows > self._capacity:
+            self._tail = self._words[self._tail_word]  # SYNC POINT tail: with the writer's advance
+            _fence()
+        free = self._capacity - (self.head - self._tail)
+        if free > self._capacity:
+            free = 0  # a tail beyond the head: no writer stores that; write nothing
+        if free < rows:
+            self.refuse(Refused.FULL, rows - max(free, 0))
+        return max(0, min(rows, free))
+
+    def slot(self, seq: int) -> int:
+        """Where a record's slot lies in the memory, in bytes."""
+        return self._slots_offset + seq % self._capacity * self.slot_bytes
+
+    def publish(self, rows: int) -> None:
+        self.head += rows
+        _fence()
+        self._words[self._head_word] = self.head  # SYNC POINT head: with the drain
+
+    def enter(self, rows: int) -> bool:
+        """Takes the ring for one append; False, counted, inside another append of the same thread."""
+        self.lock.acquire()
+        if self.inside:
+            self.refuse(Refused.REENTRANT, rows)
+            self.lock.release()
+            return False
+        self.inside = True
+        return True
+
+    def leave(self) -> None:
+        self.inside = False
+        self.lock.release()
+
+    def append_many(self, rows: Any, count: int) -> int:
+        """Appends checked slots; how many were accepted, from the front."""
+        view = memoryview(rows).cast("B")
+        if len(view) != count * self.slot_bytes:
+            raise ValueError(f"rows: got {len(view)} bytes for {count} rows, wanted {self.slot_bytes} bytes a row")
+        if not self.enter(count):
+            return 0
+        try:
+            accepted = self.ready(count)
+            for i in range(accepted):
+                at = self.slot(self.head + i)
+                self._memory[at : at + self.slot_bytes] = view[i * self.slot_bytes : (i + 1) * self.slot_bytes]
+                _WORD.pack_into(self._memory, at, self.head + i)
+            if accepted:
+                self.publish(accepted)
+            return accepted
+        finally:
+            self.leave()
+
+    def write(self, values: list[tuple[_FieldWriter, Any]]) -> bool:
+        """Writes one record of exact values and publishes it."""
+        if not self.enter(1):
+            return False
+        try:
+            if not self.ready(1):
+                return False
+            at = self.slot(self.head)
+            _WORD.pack_into(self._memory, at, self.head)
+            for field, value in values:
+                field.write(self._memory, at, value)
+            self.publish(1)
+            return True
+        finally:
+            self.leave()
+
+
+class _FieldWriter:
+    """Writes the exact values of one field."""
+
+    def __init__(self, name: str, kind: int, offset: int, *_rest: Any) -> None:
+        self.name = name
+        self.kind = kind
+        self._offset = offset
+        self._word = struct.Struct({Kind.DOUBLE: "=d", Kind.BOOLEAN: "=?"}.get(Kind(kind), "=q"))
+
+    def write(self, memory: memoryview, at: int, value: Any) -> None:
+        at += self._offset
+        if self.kind >= Kind.SYMBOL:
+            if value is None:
+                struct.pack_into("=H", memory, at, NULL_LENGTH)
+                return
+            text = value.encode()
+            struct.pack_into("=H", memory, at, len(text))
+            memory[at + 2 : at + 2 + len(text)] = text
+            return
+        if value is None:
+            value = {Kind.DOUBLE: float("nan"), Kind.LONG: NULL_LONG}.get(Kind(self.kind), value)
+        if value is None:  # a timestamp left out
+            value = time.time_ns() // 1000
+        self._word.pack_into(memory, at, value)
+
+
+class Appender:
+    """Appends records of which some fields are preset."""
+
+    def __init__(self, _ring_type: type[Ring], ring: Ring, presets: dict[str, Any], defaults: dict[str, Any]) -> None:
+        self._ring = ring
+        self._presets = [
+            (field, ring.coerce(index, presets[field.name]))
+            for index, field in enumerate(ring.fields)
+            if field.name in presets
+        ]
+        self._varying = [(i, field) for i, field in enumerate(ring.fields) if field.name not in presets]
+        self._names = tuple(field.name for _, field in self._varying)
+        self._defaults = {
+            field.name: ring.coerce(i, defaults[field.name]) for i, field in self._varying if field.name in defaults
+        }
+        self._defaults[self._names[-1]] = None  # the timestamp: stamped on writing
+
+    def append(self, *args: Any, **kwargs: Any) -> bool:
+        """True: accepted. False: refused and counted by reason."""
+        coerce = self._ring.coerce
+        names = self._names
+        given = dict(zip(names, args, strict=False))
+        passed = {**self._defaults, **given, **kwargs}
+        if len(args) > len(names) or given.keys() & kwargs.keys() or passed.keys() != set(names):
+            coerce(-1, len(args), tuple(kwargs), names)
+        values = [(field, coerce(i, passed[field.name])) for i, field in self._varying]
+        return self._ring.write(self._presets + values)

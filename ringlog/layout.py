@@ -1,0 +1,95 @@
+"""The byte layout of a segment: where each word of a lane and of the board lies. No code here touches memory.
+
+A lane's segment:
+
+    0     header: written once by the owner, magic last
+    128   state word          written by owner (CLOSED) and writer (RETIRED)
+    256   head word           written by the owner only
+    384   tail word           written by the writer only
+    512   refused words       written by the owner only, one count for each reason
+    1024  layout of the record type, as JSON
+    slots_offset (a whole page): capacity slots of slot_bytes each
+
+Head and tail lie 128 bytes apart, two cache lines, since processors fetch lines in adjacent pairs. All words are 8
+bytes, little endian as on every platform that ringlog supports, and aligned, so that one store or load of a word is
+never torn.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+MAGIC = b"RINGLOG\x01"
+BOARD_MAGIC = b"RINGBRD\x01"
+LAYOUT_VERSION = 1
+PAGE_BYTES = 4096
+
+HEADER = struct.Struct("<8sIIQQQq36sIQ")
+HEADER_FIELDS = (
+    "magic",
+    "version",
+    "slot_bytes",
+    "capacity",
+    "lane",
+    "owner_pid",
+    "claimed_at_us",
+    "boot_id",
+    "slots_offset",
+    "layout_bytes",
+)
+
+STATE_OFFSET = 128
+HEAD_OFFSET = 256
+TAIL_OFFSET = 384
+REFUSED_OFFSET = 512
+LAYOUT_OFFSET = 1024
+
+
+class LaneState(enum.IntEnum):
+    """The state word of a lane."""
+
+    OPEN = 0
+    RETIRED = 1  # adopted by the writer: an owner that is alive after all claims another lane
+    CLOSED = 2  # left by its owner in order
+
+
+class Refused(enum.IntEnum):
+    """Why an append returned False; the index of its count in the refused words."""
+
+    FULL = 0  # the lane has no free slot: the writer is behind or away
+    BOARD = 1  # the board says refuse: see Board.reason
+    BUDGET = 2  # no lane could be claimed within the instance's budget
+    REENTRANT = 3  # append was called inside an append of the same lane (Python ring only)
+    CLOSED = 4  # the producer is closed
+
+
+REFUSED_WORDS = len(Refused)
+
+# The board: one page with the state that every producer reads.
+BOARD_HEADER = struct.Struct("<8sI")
+BOARD_REFUSE_OFFSET = 128  # 0: accepting, else a BoardReason
+BOARD_EPOCH_OFFSET = 256  # the writer's lease epoch
+BOARD_BEAT_OFFSET = 264  # when the writer last finished a tick, microseconds since the epoch
+BOARD_STATUS_OFFSET = 1024  # the writer's status as length-prefixed JSON under a sequence count
+BOARD_BYTES = 64 * 1024
+
+
+class BoardReason(enum.IntEnum):
+    """What the board's refuse word means."""
+
+    ACCEPTING = 0
+    DISK_FULL = 1
+    SPOOL_FULL = 2
+    MEMORY = 3
+    STOPPED = 4
+
+
+def slots_offset(layout_bytes: int) -> int:
+    """Where the slots begin, for a record layout of `layout_bytes` bytes of JSON."""
+    return -(-(LAYOUT_OFFSET + layout_bytes) // PAGE_BYTES) * PAGE_BYTES
+
+
+def segment_bytes(layout_bytes: int, slot_bytes: int, capacity: int) -> int:
+    """The whole size of a lane's segment."""
+    return slots_offset(layout_bytes) + slot_bytes * capacity

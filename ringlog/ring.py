@@ -1,0 +1,77 @@
+"""The ring: which implementation runs is decided here and nowhere else.
+
+`RINGLOG_RING=c` or `python` forces one; otherwise the C ring runs where it was built, the Python ring elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ringlog.errors import ConfigurationError
+from ringlog.records import Field, Kind, RecordLayout
+
+logger = logging.getLogger("ringlog.ring")
+
+
+def _chosen() -> tuple[Any, str]:
+    wanted = os.environ.get("RINGLOG_RING", "")
+    if wanted not in ("", "c", "python"):
+        raise ConfigurationError(f"RINGLOG_RING: got {wanted!r}, wanted 'c', 'python' or nothing")
+    if wanted != "python":
+        try:
+            _ring = importlib.import_module("ringlog._ring")
+        except ImportError as error:
+            if wanted == "c":
+                raise ConfigurationError(
+                    f"RINGLOG_RING: got 'c', but the C ring was not built here ({error})"
+                ) from None
+        else:
+            return _ring, "c"
+    from ringlog import _ring_python
+
+    return _ring_python, "python"
+
+
+_implementation, IMPLEMENTATION = _chosen()
+logger.debug("ring implementation=%s", IMPLEMENTATION)
+
+if TYPE_CHECKING:
+    from ringlog._ring_python import Appender, Ring, load, store
+else:
+    Ring = _implementation.Ring
+    Appender = _implementation.Appender
+    load = _implementation.load
+    store = _implementation.store
+
+
+def new_ring(layout: RecordLayout, coerce: Callable[..., Any], recover: Callable[[], Any]) -> Ring:
+    """A producer's ring for records of `layout`, not yet attached to a lane.
+
+    `coerce(index, value)` makes a value exact or raises; `recover()` is called where no lane can be written: it
+    attaches one and returns True, or returns the Refused reason.
+    """
+    return Ring(tuple(_description(field) for field in layout.fields), layout.slot_bytes, coerce, recover)
+
+
+def new_appender(ring: Ring, presets: dict[str, Any], defaults: dict[str, Any]) -> Callable[..., bool]:
+    """append(*fields, timestamp=None) -> bool, for the fields that are not preset, in their order."""
+    return Appender(Ring, ring, presets, defaults).append
+
+
+def _description(field: Field) -> tuple[Any, ...]:
+    limits: tuple[Any, Any] = (0, 0)
+    if field.kind in (Kind.DOUBLE, Kind.LONG):
+        limits = (field.minimum, field.maximum)
+    return (
+        field.name,
+        int(field.kind),
+        field.offset,
+        field.width_bytes,
+        field.nullable,
+        *limits,
+        field.choices,
+    )

@@ -1,0 +1,257 @@
+"""What a field takes: turns what a caller passed into the exact value to store, or says in words what is wrong.
+
+Both rings call this for whatever they cannot store as it is, and the checks of whole arrays are here too.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Collection, Sequence
+from typing import Any, NoReturn
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ringlog.errors import RecordTypeError, RecordValueError
+from ringlog.records import TIMESTAMP, Field, Kind, RecordLayout
+from ringlog.records.fields import NULL_LENGTH, NULL_LONG
+
+TIMESTAMP_MIN_US = 946_684_800_000_000  # 2000-01-01
+TIMESTAMP_AHEAD_MAX_US = 3_600_000_000  # one hour
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MICROSECOND = datetime.timedelta(microseconds=1)
+
+
+class Coercion:
+    """Coercion(layout, defaults)(index, value) -> the value in the exact type that field `index` stores.
+
+    Raises RecordTypeError or RecordValueError, naming record, field, got and wanted. With index -1, (given, names,
+    wanted) are a call's arguments that do not fit the signature: always raises RecordTypeError.
+    """
+
+    def __init__(self, layout: RecordLayout, defaults: Collection[str] = ()) -> None:
+        self._layout = layout
+        self._optional = {*defaults, TIMESTAMP}
+
+    def __call__(self, index: int, *value: Any) -> Any:
+        if index < 0:
+            self._complain(*value)
+        return exact_value(self._layout.name, self._layout.fields[index], value[0])
+
+    def _complain(self, given: int, names: Sequence[str] | None, wanted: Sequence[str]) -> NoReturn:
+        call = f"{self._layout.name} append"
+        if given > len(wanted):
+            raise RecordTypeError(
+                f"{call}: got {given} positional fields, wanted at most {len(wanted)}: {', '.join(wanted)}"
+            )
+        positional = set(wanted[:given])
+        for name in names or ():
+            if name not in wanted:
+                raise RecordTypeError(f"{call}: got unknown field {name!r}, wanted one of {', '.join(wanted)}")
+            if name in positional:
+                raise RecordTypeError(f"{call}: got {name!r} twice, by position and by name, wanted it once")
+        passed = positional | set(names or ())
+        missing = [name for name in wanted if name not in passed and name not in self._optional]
+        raise RecordTypeError(f"{call}: got {given + len(names or ())} fields, wanted also {', '.join(missing)}")
+
+
+def exact_value(record: str, field: Field, value: Any) -> Any:
+    """`value` as a float, int, bool, str or None that `field` stores as it is."""
+    if value is None:
+        if field.nullable or field.kind is Kind.TIMESTAMP:
+            return None
+        raise RecordTypeError(f"{record}.{field.name}: got None, wanted {_wanted(field)} (not nullable)")
+    match field.kind:
+        case Kind.DOUBLE:
+            return _double(record, field, value)
+        case Kind.LONG:
+            return _long(record, field, value)
+        case Kind.BOOLEAN:
+            if isinstance(value, bool | np.bool_):
+                return bool(value)
+            raise _wrong_type(record, field, value)
+        case Kind.TIMESTAMP:
+            return _timestamp(record, field, value)
+        case _:
+            return _text(record, field, value)
+
+
+def _wanted(field: Field) -> str:
+    match field.kind:
+        case Kind.DOUBLE:
+            return "a float"
+        case Kind.LONG:
+            return "an int"
+        case Kind.BOOLEAN:
+            return "a bool"
+        case Kind.TIMESTAMP:
+            return "an aware datetime, int microseconds since the epoch, or None"
+        case Kind.JSON:
+            return "a JSON document as dict, list or encoded str"
+        case _:
+            return "a str"
+
+
+def _wrong_type(record: str, field: Field, value: Any) -> RecordTypeError:
+    return RecordTypeError(
+        f"{record}.{field.name}: got {type(value).__name__} {_shown(value)}, wanted {_wanted(field)}"
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _double(record: str, field: Field, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise _wrong_type(record, field, value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise RecordValueError(f"{record}.{field.name}: got {_shown(value)}, wanted a finite float")
+    _in_range(record, field, number)
+    return number
+
+
+def _long(record: str, field: Field, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise _wrong_type(record, field, value)
+    number = int(value)
+    _in_range(record, field, number)
+    if field.choices and number not in field.choices:
+        raise RecordValueError(f"{record}.{field.name}: got {number}, wanted one of {_listed(field.choices)}")
+    return number
+
+
+def _in_range(record: str, field: Field, number: float) -> None:
+    if field.minimum is not None and field.maximum is not None and not field.minimum <= number <= field.maximum:
+        raise RecordValueError(
+            f"{record}.{field.name}: got {_shown(number)}, wanted {field.minimum} to {field.maximum}"
+        )
+
+
+def _timestamp(record: str, field: Field, value: Any) -> int:
+    if isinstance(value, datetime.datetime):
+        if value.tzinfo is None:
+            raise RecordValueError(f"{record}.{field.name}: got naive datetime {value!r}, wanted one with a time zone")
+        stamp = (value - _EPOCH) // _MICROSECOND
+    elif isinstance(value, int | np.integer) and not isinstance(value, bool):
+        stamp = int(value)
+    else:
+        raise _wrong_type(record, field, value)
+    latest = time.time_ns() // 1000 + TIMESTAMP_AHEAD_MAX_US
+    if not TIMESTAMP_MIN_US <= stamp <= latest:
+        hint = " (nanoseconds?)" if TIMESTAMP_MIN_US <= stamp // 1000 <= latest else ""
+        raise RecordValueError(
+            f"{record}.{field.name}: got {stamp}{hint}, wanted microseconds since the epoch "
+            "between 2000-01-01 and one hour from now"
+        )
+    return stamp
+
+
+def _text(record: str, field: Field, value: Any) -> str:
+    if not isinstance(value, str):
+        if field.kind is not Kind.JSON:
+            raise _wrong_type(record, field, value)
+        try:
+            value = msgspec.json.encode(value).decode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RecordTypeError(
+                f"{record}.{field.name}: got {_shown(value)}, wanted {_wanted(field)} ({error})"
+            ) from None
+    text = str.__str__(value)
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        raise RecordValueError(
+            f"{record}.{field.name}: got a lone surrogate in {_shown(text)}, wanted text that UTF-8 can hold"
+        ) from None
+    if len(encoded) > field.width_bytes:
+        raise RecordValueError(
+            f"{record}.{field.name}: got {len(encoded)} bytes {_shown(text)}, wanted at most {field.width_bytes}"
+        )
+    if "\0" in text:
+        raise RecordValueError(f"{record}.{field.name}: got a NUL byte in {_shown(text)}, wanted none")
+    if field.choices and text not in field.choices:
+        raise RecordValueError(f"{record}.{field.name}: got {_shown(text)}, wanted one of {_listed(field.choices)}")
+    return text
+
+
+def _listed(choices: Sequence[Any]) -> str:
+    return ", ".join(repr(choice) for choice in choices)
+
+
+def check_rows(layout: RecordLayout, rows: NDArray[Any]) -> None:
+    """Checks an array of `layout.dtype` (rows,) field by field, as append would; the field `seq` is not looked at.
+
+    Raises RecordTypeError for another dtype, RecordValueError naming the first wrong row of a field.
+    """
+    if rows.dtype != layout.dtype or rows.ndim != 1:
+        raise RecordTypeError(
+            f"{layout.name}: got dtype {rows.dtype} with {rows.ndim} dimensions, wanted one dimension of {layout.dtype}"
+        )
+    for field in layout.fields:
+        wrong = wrong_rows(field, rows[field.name])
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise RecordValueError(
+                f"{layout.name}.{field.name}: got {_shown(_row_value(field, rows[field.name][row]))} in row {row}, "
+                f"wanted a value that append takes"
+            )
+
+
+def _row_value(field: Field, value: Any) -> Any:
+    if not field.kind.is_text:
+        return value.item()
+    length = int(value["length"])
+    return value["bytes"].tobytes()[:length] if length <= field.width_bytes else f"length {length}"
+
+
+def wrong_rows(field: Field, values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values (rows,) of one field of a slot array could not have been written by append: bool (rows,)."""
+    match field.kind:
+        case Kind.DOUBLE:
+            null = np.isnan(values) & field.nullable
+            with np.errstate(invalid="ignore"):
+                return np.asarray(~(null | ((values >= field.minimum) & (values <= field.maximum))))
+        case Kind.LONG:
+            null = (values == NULL_LONG) & field.nullable
+            fits = (values >= field.minimum) & (values <= field.maximum) & (values != NULL_LONG)
+            if field.choices:
+                fits &= np.isin(values, field.choices)
+            return np.asarray(~(null | fits))
+        case Kind.BOOLEAN:
+            return np.asarray(values > 1)
+        case Kind.TIMESTAMP:
+            latest = time.time_ns() // 1000 + TIMESTAMP_AHEAD_MAX_US
+            return np.asarray((values < TIMESTAMP_MIN_US) | (values > latest))
+        case _:
+            return _wrong_texts(field, values)
+
+
+def _wrong_texts(field: Field, values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Length, NUL, UTF-8 and choices, without a Python object per row unless a text is not ASCII."""
+    lengths = values["length"]
+    null = (lengths == NULL_LENGTH) & field.nullable
+    wrong = ~null & (lengths > field.width_bytes)
+    texts = np.ascontiguousarray(values["bytes"]).view(np.uint8).reshape(len(values), field.width_bytes)
+    inside = np.arange(field.width_bytes) < np.where(null | wrong, 0, lengths)[:, None]
+    wrong |= ((texts == 0) & inside).any(axis=1)
+    for row in np.flatnonzero(((texts >= 0x80) & inside).any(axis=1)):
+        try:
+            texts[row, : lengths[row]].tobytes().decode()
+        except UnicodeDecodeError:
+            wrong[row] = True
+    if field.choices:
+        matches = null.copy()
+        for choice in field.choices:
+            encoded = np.frombuffer(str(choice).encode(), np.uint8)
+            matches |= (lengths == len(encoded)) & (texts[:, : len(encoded)] == encoded).all(axis=1)
+        wrong |= ~matches
+    return np.asarray(wrong)
