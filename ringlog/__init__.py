@@ -1,1 +1,33 @@
 """ringlog: records from latency-sensitive processes into QuestDB, exactly once, without making them wait."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ringlog.producer import Appender, AsyncProducer, Producer, rows_of
+    from ringlog.settings import Settings
+
+__version__ = "0.1.0"
+
+logging.getLogger("ringlog").addHandler(logging.NullHandler())
+
+# Loaded on first use: a producer process pays for numpy and msgspec, never for a database client.
+_HOMES = {
+    "Appender": "ringlog.producer",
+    "AsyncProducer": "ringlog.producer",
+    "Producer": "ringlog.producer",
+    "rows_of": "ringlog.producer",
+    "Settings": "ringlog.settings",
+}
+
+__all__ = ["Appender", "AsyncProducer", "Producer", "Settings", "rows_of"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ringlog' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

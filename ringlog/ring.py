@@ -48,6 +48,9 @@ else:
     store = _implementation.store
 
 
+__all__ = ["IMPLEMENTATION", "Ring", "load", "new_appender", "new_ring", "store"]
+
+
 def new_ring(layout: RecordLayout, coerce: Callable[..., Any], recover: Callable[[], Any]) -> Ring:
     """A producer's ring for records of `layout`, not yet attached to a lane.
 

@@ -1,0 +1,85 @@
+"""The board: the one small segment with the state that every producer reads, written by the writer alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ringlog.errors import SegmentRefused
+from ringlog.lanes.instance import Instance
+from ringlog.lanes.segments import attach_segment, create_segment, unlink_segment
+from ringlog.layout import (
+    BOARD_BEAT_OFFSET,
+    BOARD_BYTES,
+    BOARD_EPOCH_OFFSET,
+    BOARD_HEADER,
+    BOARD_MAGIC,
+    BOARD_REFUSE_OFFSET,
+    LAYOUT_VERSION,
+    BoardReason,
+)
+from ringlog.ring import load, store
+
+
+class Board:
+    """The board of an instance. Producers read the refuse word at every append; nothing here is ever locked."""
+
+    def __init__(self, segment: Any) -> None:
+        self.segment = segment
+        self.memory = segment.memory
+
+    @classmethod
+    def open(cls, instance: Instance) -> Board:
+        """Attaches the instance's board or makes it. The caller holds the claims lock.
+
+        Raises SegmentRefused where what is there is not a board of this layout version.
+        """
+        try:
+            segment = attach_segment(instance.board_name)
+        except FileNotFoundError:
+            return cls._create(instance)
+        if segment.size < BOARD_BYTES or bytes(segment.memory[:8]) == bytes(8):
+            # Its maker died before the magic was written, so nobody reads it: make it anew.
+            unlink_segment(instance.board_name)
+            return cls._create(instance)
+        magic, version = BOARD_HEADER.unpack_from(segment.memory)
+        if magic != BOARD_MAGIC or version != LAYOUT_VERSION:
+            raise SegmentRefused(
+                f"board {instance.board_name}: got magic {magic!r} version {version}, "
+                f"wanted {BOARD_MAGIC!r} version {LAYOUT_VERSION}"
+            )
+        return cls(segment)
+
+    @classmethod
+    def _create(cls, instance: Instance) -> Board:
+        segment = create_segment(instance.board_name, BOARD_BYTES)
+        BOARD_HEADER.pack_into(segment.memory, 0, BOARD_MAGIC, LAYOUT_VERSION)
+        return cls(segment)
+
+    @property
+    def reason(self) -> BoardReason:
+        """Why producers are refused, or ACCEPTING."""
+        return BoardReason(load(self.memory, BOARD_REFUSE_OFFSET))
+
+    def refuse(self, reason: BoardReason) -> None:
+        """From now on every append returns False, counted as BOARD; ACCEPTING ends it."""
+        store(self.memory, BOARD_REFUSE_OFFSET, reason)
+
+    @property
+    def epoch(self) -> int:
+        """The lease epoch of the writer that last took over."""
+        return load(self.memory, BOARD_EPOCH_OFFSET)
+
+    def take_over(self) -> int:
+        """Raises the epoch; whoever holds an older one no longer moves a tail. Called under the lease's lock."""
+        epoch = self.epoch + 1
+        store(self.memory, BOARD_EPOCH_OFFSET, epoch)
+        return epoch
+
+    def beat(self, now_us: int) -> None:
+        """Notes that the writer finished a tick."""
+        store(self.memory, BOARD_BEAT_OFFSET, now_us)
+
+    @property
+    def beat_us(self) -> int:
+        """When the writer last finished a tick, microseconds since the epoch; 0 if never."""
+        return load(self.memory, BOARD_BEAT_OFFSET)

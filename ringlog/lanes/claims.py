@@ -1,0 +1,193 @@
+"""Claims: how a producer comes to own a lane, within the instance's budget."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ringlog.errors import LaneError
+from ringlog.lanes.board import Board
+from ringlog.lanes.instance import Instance, boot_id
+from ringlog.lanes.locks import LockFile
+from ringlog.lanes.segments import Segment, create_segment
+from ringlog.layout import (
+    HEAD_OFFSET,
+    HEADER,
+    LAYOUT_OFFSET,
+    LAYOUT_VERSION,
+    MAGIC,
+    REFUSED_OFFSET,
+    STATE_OFFSET,
+    TAIL_OFFSET,
+    LaneState,
+    segment_bytes,
+    slots_offset,
+)
+from ringlog.records import RecordLayout
+from ringlog.ring import load, store
+
+SLOTS_WANTED = 16_384
+SLOTS_MIN = 64
+# A claim takes at most this part of what is left of the budget: late claimers get smaller lanes rather than none.
+SHARE_OF_REST = 8
+CLAIM_TIMEOUT_SECONDS = 5.0
+
+_claims_lock = threading.Lock()  # record locks do not hold off threads of one process
+
+
+class BudgetExhausted(LaneError):
+    """No lane of any useful size fits into what is left of the instance's budget."""
+
+
+class Card(msgspec.Struct, frozen=True):
+    """What is known of a lane without its segment: lies beside its lock file, which nobody else may open."""
+
+    lane: int
+    segment: str
+    size_bytes: int
+    record: str
+    table: str
+    owner_pid: int
+    boot_id: str
+    claimed_at_us: int
+
+
+def cards(instance: Instance) -> list[Card]:
+    """The cards of all lanes of the instance; one that is half written or foreign is left out."""
+    found = []
+    for path in sorted(instance.lanes_dir.glob("*.json")):
+        try:
+            found.append(msgspec.json.decode(path.read_bytes(), type=Card))
+        except (OSError, msgspec.MsgspecError):
+            continue
+    return found
+
+
+class OwnedLane:
+    """A lane as its owner holds it: the segment, the lock that shows the owner's life, and the words for a ring."""
+
+    words = (STATE_OFFSET, HEAD_OFFSET, TAIL_OFFSET, REFUSED_OFFSET)
+
+    def __init__(self, card: Card, segment: Segment, lock: LockFile, slots_at: int, capacity: int) -> None:
+        self.card = card
+        self.segment = segment
+        self.slots_offset = slots_at
+        self.capacity = capacity
+        self._lock = lock
+
+    @property
+    def memory(self) -> Any:
+        return self.segment.memory
+
+    @property
+    def is_retired(self) -> bool:
+        """Whether the writer has adopted this lane, so that it must not be written any more."""
+        return load(self.memory, STATE_OFFSET) == LaneState.RETIRED
+
+    def close(self) -> None:
+        """Leaves the lane in order: the writer drains what is in it and unlinks it. Does nothing to a parent's lane."""
+        if os.getpid() == self.card.owner_pid and load(self.memory, STATE_OFFSET) == LaneState.OPEN:
+            store(self.memory, STATE_OFFSET, LaneState.CLOSED)
+        self._lock.release()
+
+    def forget(self) -> None:
+        """Lets go without a trace in the segment: for the forked child of the owner, and for a retired lane."""
+        self._lock.release()
+
+
+@contextmanager
+def claims_lock(instance: Instance) -> Iterator[None]:
+    """Held while a lane or the board is made or removed; never on the path of an append.
+
+    Raises LaneError where another process has held it for CLAIM_TIMEOUT_SECONDS (a stopped one, say).
+    """
+    with _claims_lock:
+        lock = LockFile(instance.claims_path)
+        deadline = time.monotonic() + CLAIM_TIMEOUT_SECONDS
+        while not lock.take():
+            if time.monotonic() > deadline:
+                raise LaneError(
+                    f"{instance.claims_path}: got a lock held by another process for "
+                    f"{CLAIM_TIMEOUT_SECONDS:.0f} s, wanted it free: is that process stopped?"
+                )
+            time.sleep(0.002)
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def open_board(instance: Instance) -> Board:
+    """The instance's board, made if there is none."""
+    with claims_lock(instance):
+        return Board.open(instance)
+
+
+def claim(instance: Instance, layout: RecordLayout, *, lane_bytes: int | None = None) -> OwnedLane:
+    """Claims a new lane for records of `layout`: `lane_bytes` of slots, or as many as the budget's rest suggests.
+
+    Raises BudgetExhausted, SharedMemoryFull, or LaneError (which names the file or directory).
+    """
+    with claims_lock(instance):
+        rest = instance.settings.lane_bytes_max - sum(card.size_bytes for card in cards(instance))
+        capacity = _capacity(layout, rest, lane_bytes)
+        lane = secrets.randbits(63) or 1
+        lock = LockFile(instance.lock_path(lane))
+        if not lock.take(exclusive_create=True):
+            raise LaneError(f"{lock.path}: got a lock held by another process on a new lane")
+        try:
+            return _made(instance, layout, capacity, lane, lock)
+        except BaseException:
+            instance.card_path(lane).unlink(missing_ok=True)
+            lock.path.unlink(missing_ok=True)
+            lock.release()
+            raise
+
+
+def _capacity(layout: RecordLayout, rest_bytes: int, lane_bytes: int | None) -> int:
+    layout_bytes = len(layout.to_json())
+    capacity = SLOTS_WANTED if lane_bytes is None else 1 << max(lane_bytes // layout.slot_bytes, 1).bit_length() - 1
+    share = rest_bytes // SHARE_OF_REST if lane_bytes is None else rest_bytes
+    while capacity > SLOTS_MIN and segment_bytes(layout_bytes, layout.slot_bytes, capacity) > share:
+        if lane_bytes is not None:
+            break
+        capacity //= 2
+    needed = segment_bytes(layout_bytes, layout.slot_bytes, capacity)
+    if needed > rest_bytes:
+        raise BudgetExhausted(
+            f"lane for {layout.name}: got {max(rest_bytes, 0)} bytes left of the budget, wanted {needed}: "
+            "raise RINGLOG_LANE_BYTES_MAX or use fewer producers"
+        )
+    return capacity
+
+
+def _made(instance: Instance, layout: RecordLayout, capacity: int, lane: int, lock: LockFile) -> OwnedLane:
+    description = layout.to_json()
+    size = segment_bytes(len(description), layout.slot_bytes, capacity)
+    at = slots_offset(len(description))
+    now_us = time.time_ns() // 1000
+    pid = os.getpid()
+    card = Card(lane, instance.segment_name(lane), size, layout.name, layout.table, pid, boot_id(), now_us)
+    _write_card(instance.card_path(lane), card)
+    segment = create_segment(card.segment, size)
+    segment.memory[LAYOUT_OFFSET : LAYOUT_OFFSET + len(description)] = description
+    header = (layout.slot_bytes, capacity, lane, pid, now_us, card.boot_id.encode(), at, len(description))
+    HEADER.pack_into(segment.memory, 0, bytes(8), LAYOUT_VERSION, *header)
+    # The magic comes last: a segment without it was never claimed, and holds nothing.
+    store(segment.memory, 0, int.from_bytes(MAGIC, "little"))
+    return OwnedLane(card, segment, lock, at, capacity)
+
+
+def _write_card(path: Path, card: Card) -> None:
+    draft = path.with_suffix(".draft")
+    draft.touch(mode=0o600)
+    draft.write_bytes(msgspec.json.encode(card))
+    draft.rename(path)

@@ -1,0 +1,113 @@
+"""Record locks (`fcntl`): how a process's life is seen from another one, also through fork, zombies and pid reuse.
+
+A record lock goes when its process dies, whoever still holds the file open, and when the process closes *any*
+descriptor of that file: so a lock file is opened once by its owner and never again. A process cannot see its own lock, so
+probes skip the locks this process holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import sys
+from pathlib import Path
+
+from ringlog.errors import LaneError
+from ringlog.lanes.instance import FILE_MODE, OPEN_FLAGS
+
+# struct flock: type, whence, start, len, pid on Linux (64-bit); start, len, pid, type, whence on macOS.
+_FLOCK = struct.Struct("hhqqi4x") if sys.platform != "darwin" else struct.Struct("qqihh")
+
+_held: set[Path] = set()
+
+
+def _clear_held() -> None:
+    _held.clear()  # a forked child holds none of its parent's locks
+
+
+os.register_at_fork(after_in_child=_clear_held)
+
+
+class LockFile:
+    """A file locked by this process. `take` it once; the lock lasts until `release` or the process's death."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+        self._pid = -1
+
+    def take(self, *, exclusive_create: bool = False) -> bool:
+        """Opens and locks the file; False where another process holds it.
+
+        Raises LaneError where this process holds it already or the file is not this user's own.
+        """
+        if self.path in _held:
+            raise LaneError(f"{self.path}: got a lock that this process holds already, wanted it once")
+        flags = OPEN_FLAGS | os.O_CREAT | (os.O_EXCL if exclusive_create else 0)
+        while True:
+            try:
+                descriptor = os.open(self.path, flags, FILE_MODE)
+            except OSError as error:
+                raise LaneError(f"{self.path}: got {error.strerror}, wanted a lock file of this user") from None
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(descriptor)
+                return False
+            if self._is_at_path(descriptor):
+                break
+            os.close(descriptor)  # unlinked between open and lock: what we locked is no longer the lock
+        self._descriptor = descriptor
+        self._pid = os.getpid()
+        _held.add(self.path)
+        return True
+
+    def _is_at_path(self, descriptor: int) -> bool:
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        here = os.fstat(descriptor)
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+    def write(self, text: str) -> None:
+        """Replaces the file's text, through the descriptor that holds the lock."""
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, text.encode(), 0)
+
+    def release(self) -> None:
+        """Gives the lock up; in a forked child only closes the copy of the descriptor."""
+        if self._descriptor < 0:
+            return
+        if self._pid == os.getpid():
+            _held.discard(self.path)
+        with contextlib.suppress(OSError):  # somebody closed it behind our back
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process (this one included) holds the lock of the file at `path`; False where there is no file."""
+    if path in _held:
+        return True
+    try:
+        descriptor = os.open(path, OPEN_FLAGS)
+    except FileNotFoundError:
+        return False
+    try:
+        request = _pack(fcntl.F_WRLCK)
+        answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, request)
+        return _type_of(answer) != fcntl.F_UNLCK
+    finally:
+        os.close(descriptor)
+
+
+def _pack(kind: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0) if sys.platform != "darwin" else _FLOCK.pack(0, 0, 0, kind, 0)
+
+
+def _type_of(answer: bytes) -> int:
+    fields = _FLOCK.unpack(answer)
+    return int(fields[0] if sys.platform != "darwin" else fields[3])

@@ -1,0 +1,300 @@
+"""The writer's side of lanes: finding them, reading what was published, moving tails, adopting abandoned ones."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import time
+from typing import Any
+
+import msgspec
+
+from ringlog.decode import Slots
+from ringlog.errors import LaneError, SegmentRefused
+from ringlog.lanes.claims import Card, cards, claims_lock
+from ringlog.lanes.instance import Instance, boot_id
+from ringlog.lanes.locks import LockFile, is_locked
+from ringlog.lanes.segments import Segment, attach_segment, unlink_segment
+from ringlog.layout import (
+    HEAD_OFFSET,
+    HEADER,
+    HEADER_FIELDS,
+    LAYOUT_OFFSET,
+    LAYOUT_VERSION,
+    MAGIC,
+    REFUSED_OFFSET,
+    REFUSED_WORDS,
+    STATE_OFFSET,
+    TAIL_OFFSET,
+    LaneState,
+    segment_bytes,
+    slots_offset,
+)
+from ringlog.records import RecordLayout
+from ringlog.ring import load, store
+
+logger = logging.getLogger("ringlog.lanes")
+
+SLOT_BYTES_MAX = 1 << 20
+
+
+class LaneReader:
+    """One lane as the writer sees it. `sent` is the writer's own cursor; the segment's tail is what is confirmed."""
+
+    def __init__(self, card: Card, segment: Segment, layout: RecordLayout, slots_at: int, capacity: int) -> None:
+        self.card = card
+        self.layout = layout
+        self.capacity = capacity
+        self._segment = segment
+        self._memory: Any = segment.memory
+        self._slots = self._memory[slots_at : slots_at + capacity * layout.slot_bytes]
+        self.sent = self.tail
+
+    @classmethod
+    def attach(cls, card: Card) -> LaneReader:
+        """Attaches a lane by its card and checks its header before anything in it is believed.
+
+        Raises FileNotFoundError where the segment is gone, SegmentRefused (naming got and wanted) where it is not a
+        lane of this layout version and of the sizes it says; the segment is left as it is.
+        """
+        segment = attach_segment(card.segment)
+        try:
+            return cls._checked(card, segment)
+        except BaseException:
+            segment.close()
+            raise
+
+    @classmethod
+    def _checked(cls, card: Card, segment: Segment) -> LaneReader:
+        if segment.size < LAYOUT_OFFSET:
+            raise SegmentRefused(f"segment {card.segment}: got {segment.size} bytes, wanted at least {LAYOUT_OFFSET}")
+        header = dict(zip(HEADER_FIELDS, HEADER.unpack(bytes(segment.memory[: HEADER.size])), strict=True))
+        if header["magic"] != MAGIC or header["version"] != LAYOUT_VERSION:
+            raise SegmentRefused(
+                f"segment {card.segment}: got magic {header['magic']!r} version {header['version']}, "
+                f"wanted {MAGIC!r} version {LAYOUT_VERSION}: was it made by another version of ringlog?"
+            )
+        layout_bytes, capacity = header["layout_bytes"], header["capacity"]
+        if not 0 < layout_bytes <= segment.size - LAYOUT_OFFSET:
+            raise SegmentRefused(f"segment {card.segment}: got {layout_bytes} bytes of layout, wanted them inside it")
+        try:
+            layout = RecordLayout.from_json(bytes(segment.memory[LAYOUT_OFFSET : LAYOUT_OFFSET + layout_bytes]))
+        except msgspec.MsgspecError as error:
+            raise SegmentRefused(f"segment {card.segment}: got a layout that is none ({error})") from None
+        _check_layout(card, layout)
+        at = slots_offset(layout_bytes)
+        sound = (
+            capacity > 0
+            and capacity & (capacity - 1) == 0
+            and header["slot_bytes"] == layout.slot_bytes
+            and header["slots_offset"] == at
+            and header["lane"] == card.lane
+            and segment.size >= segment_bytes(layout_bytes, layout.slot_bytes, capacity)
+        )
+        if not sound:
+            raise SegmentRefused(
+                f"segment {card.segment}: got lane {header['lane']}, {capacity} slots of {header['slot_bytes']} bytes "
+                f"from byte {header['slots_offset']} in {segment.size} bytes, wanted lane {card.lane}, a power of two "
+                f"of slots of {layout.slot_bytes} bytes from byte {at} inside the segment"
+            )
+        reader = cls(card, segment, layout, at, capacity)
+        if not 0 <= reader.head - reader.tail <= capacity:
+            raise SegmentRefused(
+                f"segment {card.segment}: got head {reader.head}, tail {reader.tail}, wanted at most {capacity} apart"
+            )
+        return reader
+
+    @property
+    def lane(self) -> int:
+        return self.card.lane
+
+    @property
+    def head(self) -> int:
+        """How many records were ever accepted into this lane. SYNC POINT head: with the owner's publish."""
+        return load(self._memory, HEAD_OFFSET)
+
+    @property
+    def tail(self) -> int:
+        """How many of them are safe elsewhere."""
+        return load(self._memory, TAIL_OFFSET)
+
+    @property
+    def state(self) -> LaneState:
+        return LaneState(load(self._memory, STATE_OFFSET))
+
+    @property
+    def refused(self) -> tuple[int, ...]:
+        """Records refused by the owner, by reason."""
+        return tuple(load(self._memory, REFUSED_OFFSET + 8 * i) for i in range(REFUSED_WORDS))
+
+    @property
+    def waiting(self) -> int:
+        """How many records are published and not yet sent.
+
+        Raises SegmentRefused where head and tail cannot belong together: somebody wrote into the segment.
+        """
+        head = self.head
+        waiting = head - self.sent
+        if not 0 <= waiting <= self.capacity:
+            raise SegmentRefused(
+                f"segment {self.card.segment}: got head {head} at sent {self.sent}, "
+                f"wanted at most {self.capacity} apart"
+            )
+        return waiting
+
+    def take(self, rows_max: int) -> list[Slots]:
+        """The next records in order, at most `rows_max`, as one or two runs of slots in shared memory; moves `sent`."""
+        rows = min(self.waiting, rows_max)
+        runs = []
+        while rows:
+            at = self.sent % self.capacity
+            part = min(rows, self.capacity - at)
+            memory = self._slots[at * self.layout.slot_bytes : (at + part) * self.layout.slot_bytes]
+            runs.append(Slots(self.lane, self.sent, part, memory))
+            self.sent += part
+            rows -= part
+        return runs
+
+    def advance(self, seq: int) -> None:
+        """Gives the slots below `seq` back to the owner: their records are safe elsewhere.
+
+        SYNC POINT tail: with the owner's look at a full lane; reordered before the reads of the slots, the owner could
+        overwrite one that is still being read.
+        """
+        store(self._memory, TAIL_OFFSET, seq)
+
+    def rewind(self) -> None:
+        """What was sent and not confirmed is sent again."""
+        self.sent = self.tail
+
+    def retire(self) -> None:
+        """An owner that is alive after all sees this in its next append and claims another lane."""
+        store(self._memory, STATE_OFFSET, LaneState.RETIRED)
+
+    def close(self) -> None:
+        self._slots.release()
+        self._segment.close()
+
+
+def _check_layout(card: Card, layout: RecordLayout) -> None:
+    """The layout comes from another process: every field must lie inside the slot and every name be an identifier."""
+    names = [field.name for field in layout.fields]
+    inside = all(8 <= field.offset <= layout.slot_bytes - field.stored_bytes for field in layout.fields)
+    identifiers = all(name.isascii() and name.isidentifier() for name in (*names, layout.table))
+    if not (16 <= layout.slot_bytes <= SLOT_BYTES_MAX and inside and identifiers and len(set(names)) == len(names)):
+        raise SegmentRefused(f"segment {card.segment}: got a layout of {layout.name} with fields outside their slot")
+
+
+class Absent(enum.Enum):
+    """Why a lane's card has no lane behind it."""
+
+    UNCLAIMED = "its owner died before the claim was complete: nothing was ever accepted"
+    REBOOTED = "shared memory did not outlive a boot"
+    UNLINKED = "somebody removed its segment"
+
+
+class LaneDirectory:
+    """All lanes of an instance, for the writer: attaches new ones, adopts and removes abandoned ones."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._boot_id = boot_id()
+        self._linger_seconds = instance.settings.lane_linger_ms / 1000
+        self._standing_since: dict[int, tuple[int, float]] = {}
+        self.lanes: dict[int, LaneReader] = {}
+        self.refused: dict[int, str] = {}
+        self.absent: dict[int, tuple[Card, Absent]] = {}
+
+    def refresh(self) -> None:
+        """Attaches lanes that are new since the last look; a lane that cannot be attached is logged once and kept."""
+        for card in cards(self._instance):
+            if card.lane in self.lanes or card.lane in self.refused:
+                continue
+            try:
+                reader = LaneReader.attach(card)
+            except FileNotFoundError:
+                self._miss(card)
+            except SegmentRefused as error:
+                if self._is_owned(card.lane):
+                    continue  # its claim may not be complete yet
+                if self._is_blank(card):
+                    self._miss(card, blank=True)
+                    continue
+                self.refused[card.lane] = str(error)
+                logger.error("lane refused, left untouched: %s", error)
+            else:
+                self.lanes[card.lane] = reader
+                logger.info("lane=%016x attached record=%s slots=%d", card.lane, card.record, reader.capacity)
+
+    def _is_blank(self, card: Card) -> bool:
+        """Whether the claim ended before the magic: then nothing was ever accepted."""
+        with contextlib.suppress(FileNotFoundError, SegmentRefused):
+            segment = attach_segment(card.segment)
+            magic = bytes(segment.memory[:8])
+            segment.close()
+            return magic == bytes(8)
+        return False
+
+    def _is_owned(self, lane: int) -> bool:
+        return is_locked(self._instance.lock_path(lane))
+
+    def _miss(self, card: Card, *, blank: bool = False) -> None:
+        if card.boot_id == self._boot_id and self._is_owned(card.lane):
+            return  # being claimed right now
+        reason = Absent.REBOOTED if card.boot_id != self._boot_id else Absent.UNCLAIMED if blank else Absent.UNLINKED
+        self.absent[card.lane] = (card, reason)
+        logger.warning("lane=%016x of %s is gone: %s", card.lane, card.record, reason.value)
+        self._remove(card)
+
+    def adopt(self) -> None:
+        """Retires lanes whose owner is gone and removes those that are empty and have stood still for the linger."""
+        now = time.monotonic()
+        for lane, reader in list(self.lanes.items()):
+            state = reader.state  # before the head: what a leaving owner published, it published before CLOSED
+            if state == LaneState.OPEN:
+                if self._is_owned(lane):
+                    continue
+                reader.retire()
+                logger.info("lane=%016x adopted waiting=%d", lane, reader.head - reader.tail)
+            head = reader.head
+            known, since = self._standing_since.get(lane, (-1, now))
+            if known != head:
+                self._standing_since[lane] = (head, now)
+            elif head == reader.tail and (state == LaneState.CLOSED or now - since >= self._linger_seconds):
+                reader.close()
+                del self.lanes[lane]
+                del self._standing_since[lane]
+                self._remove(reader.card)
+                logger.info("lane=%016x removed accepted=%d", lane, head)
+
+    def _remove(self, card: Card) -> None:
+        try:
+            with claims_lock(self._instance):
+                unlink_segment(card.segment)
+                self._instance.lock_path(card.lane).unlink(missing_ok=True)
+                self._instance.card_path(card.lane).unlink(missing_ok=True)
+        except LaneError as error:
+            logger.warning("lane=%016x could not be removed yet: %s", card.lane, error)
+
+    def close(self) -> None:
+        for reader in self.lanes.values():
+            reader.close()
+        self.lanes.clear()
+
+
+class Lease:
+    """The one writer of an instance: a lock for its life, and an epoch on the board for what it may still do."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._lock = LockFile(instance.lease_path)
+
+    def take(self) -> bool:
+        """False where another process holds it."""
+        return self._lock.take()
+
+    def write(self, text: str) -> None:
+        self._lock.write(text)
+
+    def release(self) -> None:
+        self._lock.release()

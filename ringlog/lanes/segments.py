@@ -1,0 +1,139 @@
+"""Segments: shared-memory blocks that live until somebody unlinks them by name, whichever process dies.
+
+Python's resource tracker would unlink a live segment when an unrelated process that attached it exits (and, for the
+creator, after kill -9), so tracking is off for creating and attaching alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker, shared_memory
+from typing import Any
+
+from ringlog.errors import SegmentRefused, SharedMemoryFull
+
+_tracking_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _untracked() -> Iterator[dict[str, Any]]:
+    """Keyword arguments for SharedMemory; before Python 3.13 also makes its call to the tracker do nothing."""
+    if sys.version_info >= (3, 13):
+        yield {"track": False}
+        return
+    with _tracking_lock:
+        register = resource_tracker.register
+        resource_tracker.register = lambda name, rtype: None  # noqa: ARG005 (called by position)
+        try:
+            yield {}
+        finally:
+            resource_tracker.register = register
+
+
+class Segment(shared_memory.SharedMemory):
+    """A segment that is neither tracked nor closed behind the back of an appender that still holds its memory."""
+
+    def __init__(self, name: str, *, create: bool = False, size_bytes: int = 0) -> None:
+        with _untracked() as options:
+            super().__init__(name=name, create=create, size=size_bytes, **options)
+
+    @property
+    def memory(self) -> Any:
+        """The mapped bytes, as a memoryview."""
+        return self.buf
+
+    def close(self) -> None:
+        # Where an appender or a view still holds the memory, the mapping goes when the last of them does.
+        with contextlib.suppress(BufferError):
+            super().close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            self.close()
+
+    def status(self) -> os.stat_result:
+        return os.fstat(self._fd)  # type: ignore[attr-defined]
+
+    def reserve(self) -> None:
+        """Takes the pages now: a segment that was only sized kills its writer with SIGBUS on a full /dev/shm.
+
+        Raises OSError with ENOSPC.
+        """
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._fd, 0, self.size)  # type: ignore[attr-defined]
+
+
+def create_segment(name: str, size_bytes: int) -> Segment:
+    """A new segment of zeros, its pages reserved, mapped and faulted in, mode 0600.
+
+    Raises SegmentRefused where the name is taken (naming its owner), SharedMemoryFull where there is no room.
+    """
+    try:
+        segment = Segment(name, create=True, size_bytes=size_bytes)
+    except FileExistsError:
+        raise SegmentRefused(f"segment {name}: got an existing one{_owner_of(name)}, wanted a free name") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.ENOMEM):
+            raise _full(name, size_bytes) from None
+        raise
+    try:
+        segment.reserve()
+    except OSError as error:
+        unlink_segment(name)
+        if error.errno == errno.ENOSPC:
+            raise _full(name, size_bytes) from None
+        raise
+    for page in range(0, size_bytes, 4096):
+        segment.memory[page] = 0
+    return segment
+
+
+def _full(name: str, size_bytes: int) -> SharedMemoryFull:
+    free = ""
+    with contextlib.suppress(OSError):
+        status = os.statvfs("/dev/shm")  # noqa: S108 (asked for its free space only)
+        free = f", got {status.f_bavail * status.f_frsize} bytes free"
+    return SharedMemoryFull(f"segment {name}: wanted {size_bytes} bytes of shared memory{free}: enlarge /dev/shm")
+
+
+def _owner_of(name: str) -> str:
+    with contextlib.suppress(OSError):
+        return f" of uid {os.lstat('/dev/shm/' + name).st_uid}"  # noqa: S108
+    return ""
+
+
+def attach_segment(name: str) -> Segment:
+    """An existing segment of this user.
+
+    Raises FileNotFoundError where there is none, SegmentRefused where it is not a regular one of this user, mode 0600.
+    """
+    try:
+        segment = Segment(name)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise SegmentRefused(f"segment {name}: got {error}{_owner_of(name)}, wanted one that can be attached") from None
+    status = segment.status()
+    wrong = ""
+    if status.st_uid != os.geteuid():
+        wrong = f"owner uid {status.st_uid}, wanted {os.geteuid()}"
+    elif status.st_mode & 0o077:
+        wrong = f"mode {stat.S_IMODE(status.st_mode):04o}, wanted 0600"
+    if wrong:
+        segment.close()
+        raise SegmentRefused(f"segment {name}: got {wrong}")
+    return segment
+
+
+def unlink_segment(name: str) -> None:
+    """Takes a segment's name away; those who have it mapped keep it. No error where there is none."""
+    import _posixshmem  # type: ignore[import-not-found]  # SharedMemory.unlink needs an attached segment
+
+    with contextlib.suppress(FileNotFoundError):
+        _posixshmem.shm_unlink(f"/{name}")

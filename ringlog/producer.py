@@ -1,0 +1,298 @@
+"""The producer: how a latency-sensitive process hands its records over, without ever waiting."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ringlog.errors import LaneError, RecordTypeError
+from ringlog.lanes.board import Board
+from ringlog.lanes.claims import BudgetExhausted, OwnedLane, claim, open_board
+from ringlog.lanes.instance import Instance
+from ringlog.layout import BOARD_REFUSE_OFFSET, Refused
+from ringlog.records import (
+    PLATFORM_RECORDS,
+    TIMESTAMP,
+    LatencySample,
+    MevMetric,
+    PerformanceMetric,
+    Position,
+    Record,
+    Trade,
+    defaults_of,
+    layout_of,
+)
+from ringlog.ring import IMPLEMENTATION, new_appender, new_ring
+from ringlog.settings import Settings
+from ringlog.validation import Coercion, check_rows
+
+logger = logging.getLogger("ringlog.producer")
+
+# A claim lists a directory and maps memory, which an append must not do again and again while the budget is exhausted.
+CLAIM_RETRY_SECONDS = 1.0
+
+
+class Appender:
+    """Appends records of one type. Made by `Producer.appender`; shared by all threads of its process.
+
+    append(*fields, timestamp=None) -> bool takes the record type's fields in order, by position or by name. True means
+    accepted: the record will be in its table exactly once. False means refused, and counted by reason: see
+    `refused_reason`. Wrong input raises RecordTypeError or RecordValueError.
+    """
+
+    append: Callable[..., bool]
+
+    def __init__(self, record_type: type[Record], owner: Producer, lane_bytes: int | None) -> None:
+        self.record_type = record_type
+        self.layout = layout_of(record_type)
+        self._defaults = defaults_of(record_type)
+        self._owner = owner
+        self._lane_bytes = lane_bytes
+        self._lane: OwnedLane | None = None
+        self._claim_not_before = 0.0
+        self._ring = new_ring(self.layout, Coercion(self.layout, self._defaults), self._recover)
+        self.append = new_appender(self._ring, {}, self._defaults)
+        self._names = tuple(field.name for field in self.layout.fields)
+
+    def bind(self, **presets: Any) -> Callable[..., bool]:
+        """An append with these fields preset: it takes the others, in their order, by position or by name.
+
+        Raises RecordTypeError for a field that the record type does not have, or for `timestamp`.
+        """
+        for name in presets:
+            if name not in self._names or name == TIMESTAMP:
+                wanted = ", ".join(self._names[:-1])
+                raise RecordTypeError(f"{self.layout.name} bind: got field {name!r}, wanted one of {wanted}")
+        return new_appender(self._ring, presets, self._defaults)
+
+    def append_many(self, rows: NDArray[Any]) -> int:
+        """Appends an array of `layout.dtype` (rows,), checked as a whole first; `seq` is not looked at.
+
+        Returns how many rows were accepted, from the front; the others were refused and counted. Raises RecordTypeError
+        or RecordValueError naming field and row, and then nothing was accepted.
+        """
+        check_rows(self.layout, rows)
+        return self._ring.append_many(np.ascontiguousarray(rows).view(np.uint8), len(rows))
+
+    def record(self, record: Record) -> bool:
+        """Appends an instance of the record type."""
+        if type(record) is not self.record_type:
+            raise RecordTypeError(f"{self.layout.name}: got {type(record).__name__}, wanted {self.layout.name}")
+        return self.append(*(getattr(record, name) for name in self._names))
+
+    @property
+    def accepted(self) -> int:
+        """How many records the present lane has accepted."""
+        return self._ring.head
+
+    def refused(self) -> dict[str, int]:
+        """How many records were refused, by reason: full, board, budget, reentrant, closed."""
+        return {reason.name.lower(): count for reason, count in zip(Refused, self._ring.refused(), strict=True)}
+
+    def refused_reason(self) -> str | None:
+        """Why the latest record that was refused was refused; None if none ever was.
+
+        For `board` it is followed by what the board says: disk_full, spool_full, memory or stopped.
+        """
+        latest = self._ring.last_refused
+        if latest < 0:
+            return None
+        reason = Refused(latest).name.lower()
+        board = self._owner.board
+        if latest == Refused.BOARD and board is not None:
+            return f"{reason}: {board.reason.name.lower()}"
+        return reason
+
+    def open(self) -> None:
+        """Claims the lane now, so that the first append is as cheap as the others. Raises LaneError."""
+        if self._lane is None:
+            self._attach()
+
+    def _attach(self) -> None:
+        board = self._owner.open_board()
+        lane = claim(self._owner.instance, self.layout, lane_bytes=self._lane_bytes)
+        self._ring.attach(
+            lane.memory, board.memory, lane.slots_offset, lane.capacity, (*lane.words, BOARD_REFUSE_OFFSET)
+        )
+        self._lane = lane
+        logger.debug("lane=%016x record=%s slots=%d", lane.card.lane, self.layout.name, lane.capacity)
+
+    def _recover(self) -> bool | Refused:
+        """For an append that has no lane to write: the first one, the lane was retired, or this is a forked child."""
+        if self._owner.is_closed:
+            return Refused.CLOSED
+        if time.monotonic() < self._claim_not_before:
+            return Refused.BUDGET
+        if self._lane is not None:
+            # Retired, or our parent's: neither may be written, and only its owner may say how it is left.
+            self._ring.detach()
+            self._lane.forget()
+            self._lane = None
+        try:
+            self._attach()
+        except BudgetExhausted as error:
+            logger.warning("append refused: %s", error)
+        except (LaneError, OSError):
+            logger.exception("append refused: no lane could be claimed for %s", self.layout.name)
+        else:
+            return True
+        self._claim_not_before = time.monotonic() + CLAIM_RETRY_SECONDS
+        return Refused.BUDGET
+
+    def close(self) -> None:
+        """Leaves the lane to the writer; later appends return False, counted as closed."""
+        self._ring.detach()
+        if self._lane is not None:
+            self._lane.close()
+            self._lane = None
+
+
+class Producer:
+    """All lanes of one process: `with Producer([Trade]) as producer: append = producer.appender(Trade).append`.
+
+    `records` are the record types whose lanes are claimed by `open()`; `lane_bytes` may fix the size of their slots by
+    record type. Leaving without `close()`, even by kill -9, loses nothing.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[type[Record]] = PLATFORM_RECORDS,
+        *,
+        settings: Settings | None = None,
+        lane_bytes: Mapping[type[Record], int] | None = None,
+    ) -> None:
+        self.instance = Instance(settings if settings is not None else Settings.from_environment())
+        self.board: Board | None = None
+        self.is_closed = False
+        sizes = lane_bytes or {}
+        self._appenders = {record: Appender(record, self, sizes.get(record)) for record in records}
+
+    def open(self) -> Producer:
+        """Claims a lane for every record type. Raises LaneError (BudgetExhausted, SharedMemoryFull) where it cannot."""
+        self.instance.open()
+        for appender in self._appenders.values():
+            appender.open()
+        logger.info("producer open records=%d ring=%s", len(self._appenders), IMPLEMENTATION)
+        return self
+
+    def open_board(self) -> Board:
+        """The instance's board, attached once."""
+        if self.board is None:
+            self.instance.open()
+            self.board = open_board(self.instance)
+        return self.board
+
+    def appender(self, record_type: type[Record]) -> Appender:
+        """The appender of a record type that this producer was made for. Raises RecordTypeError for another."""
+        try:
+            return self._appenders[record_type]
+        except KeyError:
+            known = ", ".join(record.__name__ for record in self._appenders)
+            raise RecordTypeError(f"producer: got record type {record_type!r}, wanted one of {known}") from None
+
+    def record(self, record: Record) -> bool:
+        """Appends one record of any of the producer's record types."""
+        return self.appender(type(record)).record(record)
+
+    def record_trade(self, trade: Trade) -> bool:
+        return self.appender(Trade).record(trade)
+
+    def record_latency(self, sample: LatencySample) -> bool:
+        return self.appender(LatencySample).record(sample)
+
+    def record_performance(self, metric: PerformanceMetric) -> bool:
+        return self.appender(PerformanceMetric).record(metric)
+
+    def record_mev(self, metric: MevMetric) -> bool:
+        return self.appender(MevMetric).record(metric)
+
+    def record_position(self, position: Position) -> bool:
+        return self.appender(Position).record(position)
+
+    def refused(self) -> dict[str, dict[str, int]]:
+        """Records refused so far: table name to reason to count."""
+        return {appender.layout.table: appender.refused() for appender in self._appenders.values()}
+
+    def close(self) -> None:
+        """Leaves all lanes to the writer. Appends from now on return False, counted as closed."""
+        self.is_closed = True
+        for appender in self._appenders.values():
+            appender.close()
+
+    def __enter__(self) -> Producer:
+        return self.open()
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+class AsyncProducer:
+    """The same names for async code. An append takes well under a microsecond and never waits, so nothing is handed to
+    a thread: the coroutines exist so that an executor's code reads the same everywhere."""
+
+    def __init__(self, records: Iterable[type[Record]] = PLATFORM_RECORDS, **options: Any) -> None:
+        self.producer = Producer(records, **options)
+
+    def appender(self, record_type: type[Record]) -> Appender:
+        return self.producer.appender(record_type)
+
+    async def record(self, record: Record) -> bool:
+        return self.producer.record(record)
+
+    async def record_trade(self, trade: Trade) -> bool:
+        return self.producer.record_trade(trade)
+
+    async def record_latency(self, sample: LatencySample) -> bool:
+        return self.producer.record_latency(sample)
+
+    async def record_performance(self, metric: PerformanceMetric) -> bool:
+        return self.producer.record_performance(metric)
+
+    async def record_mev(self, metric: MevMetric) -> bool:
+        return self.producer.record_mev(metric)
+
+    async def record_position(self, position: Position) -> bool:
+        return self.producer.record_position(position)
+
+    def refused(self) -> dict[str, dict[str, int]]:
+        return self.producer.refused()
+
+    async def __aenter__(self) -> AsyncProducer:
+        self.producer.open()
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        self.producer.close()
+
+
+def rows_of(record_type: type[Record], columns: Mapping[str, Sequence[Any]]) -> NDArray[Any]:
+    """An array of the record type's `dtype` (rows,) from columns of Python values, for `append_many`.
+
+    Fields left out take their default; `timestamp` left out is stamped now. Raises RecordTypeError, RecordValueError.
+    """
+    import mmap
+
+    layout = layout_of(record_type)
+    lengths = {len(values) for values in columns.values()}
+    if len(lengths) != 1:
+        raise RecordTypeError(f"{layout.name}: got columns of {sorted(lengths)} values, wanted one length")
+    rows = lengths.pop()
+    capacity = 1 << max(rows - 1, 0).bit_length()
+    words = mmap.mmap(-1, 4096 + capacity * layout.slot_bytes)
+    coerce = Coercion(layout, defaults_of(record_type))
+    ring = new_ring(layout, coerce, lambda: Refused.CLOSED)
+    ring.attach(words, mmap.mmap(-1, 4096), 4096, capacity, (128, 256, 384, 512, 128))
+    append = new_appender(ring, {}, defaults_of(record_type))
+    names = tuple(columns)
+    for values in zip(*columns.values(), strict=True):
+        append(**dict(zip(names, values, strict=True)))
+    ring.detach()
+    return np.frombuffer(words, layout.dtype, rows, 4096).copy()
+
+
+__all__ = ["Appender", "AsyncProducer", "Producer", "rows_of"]
