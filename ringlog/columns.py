@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 class SymbolColumn:
     """Texts that repeat: `codes` (int32, rows) index into `values`; code -1 is NULL.
 
-    `values` may hold texts that no row of this batch uses: it is kept from drain to drain.
+    `values` may hold texts that no row of this batch uses: it is kept from drain to drain, and only ever appended to.
     """
 
     codes: NDArray[np.int32]
@@ -34,3 +34,13 @@ class TextColumn:
 
 # Numbers are plain arrays: float64 (NaN is NULL), int64 (the smallest is NULL; timestamps in microseconds), bool.
 Column = NDArray[Any] | SymbolColumn | TextColumn
+
+
+def sliced(column: Column, start: int, stop: int) -> Column:
+    """Rows `start` to `stop` (exclusive) of a column, over the same memory."""
+    if isinstance(column, SymbolColumn):
+        return SymbolColumn(column.codes[start:stop], column.values)
+    if isinstance(column, TextColumn):
+        valid = None if column.valid is None else column.valid[start:stop]
+        return TextColumn(column.offsets[start : stop + 1], column.data, valid)
+    return column[start:stop]

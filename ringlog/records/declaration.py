@@ -45,7 +45,7 @@ TIMESTAMP_OFFSET = 8
 SLOT_ALIGNMENT_BYTES = 64
 FIELDS_MAX = 60
 
-_IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
+IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _SPECS = (Double, Long, Symbol, Varchar, Json)
 
 
@@ -127,7 +127,7 @@ def layout_of(record_type: type[Record]) -> RecordLayout:
     """
     name = record_type.__name__
     table = record_type.__table__
-    if not _IDENTIFIER.fullmatch(table):
+    if not IDENTIFIER.fullmatch(table):
         raise DeclarationError(f"{name}.__table__: got {table!r}, wanted lower-case letters, digits and _ (at most 63)")
     hints = typing.get_type_hints(record_type, include_extras=True)
     declared = [field for field in msgspec.structs.fields(record_type) if field.name != TIMESTAMP]
@@ -148,7 +148,7 @@ def defaults_of(record_type: type[Record]) -> dict[str, Any]:
 
 def _described(record_name: str, name: str, hint: Any) -> dict[str, Any]:
     owner = f"{record_name}.{name}"
-    if not _IDENTIFIER.fullmatch(name) or name in (LANE, SEQ):
+    if not IDENTIFIER.fullmatch(name) or name in (LANE, SEQ):
         raise DeclarationError(f"{owner}: got a reserved or unusable name, wanted lower-case letters, digits and _")
     spec = None
     if typing.get_origin(hint) is typing.Annotated:

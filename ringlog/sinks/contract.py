@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from ringlog.columns import Column
+from ringlog.columns import Column, sliced
 from ringlog.records import RecordLayout
 
 
@@ -30,6 +30,22 @@ class Batch:
     spans: tuple[Span, ...]
     rows: int
     columns: dict[str, Column]
+
+    def take(self, start: int, stop: int) -> Batch:
+        """Rows `start` to `stop` (exclusive) as a batch over the same memory."""
+        columns = {name: sliced(column, start, stop) for name, column in self.columns.items()}
+        return Batch(self.layout, _taken(self.spans, start, stop), stop - start, columns)
+
+
+def _taken(spans: Sequence[Span], start: int, stop: int) -> tuple[Span, ...]:
+    taken = []
+    position = 0
+    for span in spans:
+        first, last = max(start, position), min(stop, position + span.rows)
+        if first < last:
+            taken.append(Span(span.lane, span.first_seq + first - position, last - first))
+        position += span.rows
+    return tuple(taken)
 
 
 @dataclasses.dataclass(slots=True)
@@ -62,18 +78,24 @@ class Sink(Protocol):
         """The batch as a request; pure CPU work, no I/O. At most two requests are held at a time."""
         ...
 
+    def release(self, request: Request) -> None:
+        """The request will not be sent (again): its memory may serve the next `encode`. Any thread may call it."""
+        ...
+
     def send(self, request: Request) -> Receipt:
         """Sends a request, whole or not at all; may run on another thread than `encode`.
 
         Raises ServerUnavailable (send it again later), ServerRefused (it will be refused again: a bad row or a table
-        fault), SchemaMismatch (the table is not what it must be: nothing was sent).
+        fault), SchemaMismatch (the table is not what it must be: send it again once that is mended). After each of
+        them rows may have arrived all the same.
         """
         ...
 
     def confirm(self, receipts: Sequence[Receipt]) -> Sequence[bool]:
         """For each receipt whether its rows are applied: visible to a query, and kept if the server dies.
 
-        Raises ServerUnavailable where the server cannot be asked; SchemaMismatch where a table was replaced since.
+        False also where a table was replaced or is suspended, so that one table's trouble never holds up another.
+        Raises ServerUnavailable where the server cannot be asked.
         """
         ...
 

@@ -1,0 +1,1 @@
+"""QuestDB: its tables, and the sink that writes to them."""

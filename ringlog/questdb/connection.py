@@ -1,0 +1,152 @@
+"""A connection to QuestDB's PostgreSQL wire on which every call is bounded in time, also by a server that hangs."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+import threading
+import time
+from collections.abc import Generator, Sequence
+from typing import Any, TypeVar
+
+import psycopg
+
+from ringlog.errors import QueryError, ServerRefused, ServerTooOld, ServerUnavailable
+from ringlog.settings import Secret
+
+_logger = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+# Older servers may corrupt storage when identical rows are written again under DEDUP (questdb#6359).
+VERSION_MIN = (9, 2, 2)
+DATABASE = "qdb"
+# The least that libpq's rules allow for connecting.
+CONNECT_TIMEOUT_S = 2
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine itself: `localhost`, 127.0.0.0/8 or ::1."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class _Bounded(psycopg.Connection[Any]):
+    """A psycopg connection that gives up waiting for the server at `deadline` (monotonic seconds)."""
+
+    deadline: float | None = None
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().wait(_until(gen, self.deadline), *args, **kwargs)
+
+
+def _until(gen: Generator[Any, Any, _Result], deadline: float | None) -> Generator[Any, Any, _Result]:
+    """Passes everything on to `gen`; raises OperationalError once it is woken after the deadline.
+
+    psycopg wakes its generators at least every 0.1 s, so this bounds every wait without a timer or a thread.
+    """
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if not ready and deadline is not None and time.monotonic() > deadline:
+                raise psycopg.OperationalError("no answer in time")
+            wanted = gen.send(ready)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+class Connection:
+    """One autocommitting connection, opened at first use and again after it broke; safe to share between threads.
+
+    `generation` grows by one with every connection made: what was learned about the server under an older generation
+    must be looked at again.
+    """
+
+    def __init__(self, host: str, port: int, user: str, password: Secret, timeout_ms: int) -> None:
+        self.generation = 0
+        self._server = f"QuestDB at {host}:{port}"
+        self._timeout_s = timeout_ms / 1000
+        self._password = password
+        self._options: dict[str, Any] = {"host": host, "port": port, "user": user, "dbname": DATABASE}
+        # QuestDB's own wire has no TLS: away from this machine a proxy that speaks it stands before the server.
+        tls = {"sslmode": "disable"} if is_loopback(host) else {"sslmode": "verify-full", "sslrootcert": "system"}
+        self._options |= {**tls, "connect_timeout": CONNECT_TIMEOUT_S, "autocommit": True}
+        self._lock = threading.Lock()
+        self._open: _Bounded | None = None
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), *, timeout_s: float | None = None) -> list[Any]:
+        """Runs one statement and returns its rows as tuples (none for a command).
+
+        Raises ServerUnavailable where the server cannot be reached or does not answer in time, ServerRefused where it
+        refuses the user, ServerTooOld, and QueryError with the server's words where it refuses the statement.
+        """
+        with self._lock:
+            connection = self._connected()
+            connection.deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+            try:
+                cursor = connection.execute(sql, parameters or None)
+                return cursor.fetchall() if cursor.description else []
+            except psycopg.Error as error:
+                if connection.closed or _is_broken(error):
+                    self._drop()
+                    raise ServerUnavailable(f"{self._server}: {_reason(error)}") from None
+                raise QueryError(f"{self._server}: {_reason(error)}") from None
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def _connected(self) -> _Bounded:
+        if self._open is not None and not self._open.closed:
+            return self._open
+        try:
+            connection = _Bounded.connect(password=self._password.reveal() or None, **self._options)
+        except psycopg.Error as error:
+            reason = _reason(error)
+            if "password" in reason or "authentication" in reason:
+                raise ServerRefused(f"{self._server}: refused user {self._options['user']!r} ({reason})") from None
+            raise ServerUnavailable(f"{self._server}: {reason}") from None
+        connection.deadline = time.monotonic() + self._timeout_s
+        try:
+            row = connection.execute("select build()").fetchone()
+        except psycopg.Error as error:
+            connection.close()
+            raise ServerUnavailable(f"{self._server}: {_reason(error)}") from None
+        try:
+            require_version(str(row[0] if row else ""))
+        except ServerTooOld as error:
+            connection.close()
+            raise ServerTooOld(f"{self._server}: {error}") from None
+        self._open = connection
+        self.generation += 1
+        _logger.info("connected server=%r generation=%d", self._server, self.generation)
+        return connection
+
+    def _drop(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+def require_version(build: str) -> None:
+    """Raises ServerTooOld unless `build`, the answer of `select build()`, names QuestDB 9.2.2 or newer."""
+    found = re.search(r"QuestDB (?:\w+ )?(\d+)\.(\d+)\.(\d+)", build)
+    wanted = ".".join(map(str, VERSION_MIN))
+    if not found:
+        raise ServerTooOld(f"got {build[:80]!r} for its version, wanted QuestDB {wanted} or newer")
+    if tuple(int(part) for part in found.groups()) < VERSION_MIN:
+        raise ServerTooOld(f"got QuestDB {'.'.join(found.groups())}, wanted {wanted} or newer")
+
+
+def _is_broken(error: psycopg.Error) -> bool:
+    # An answer of the server carries its diagnostics; without them the way to it failed.
+    return isinstance(error, psycopg.OperationalError) and error.diag.message_primary is None
+
+
+def _reason(error: psycopg.Error) -> str:
+    return (error.diag.message_primary or str(error)).strip().replace("\n", "; ")

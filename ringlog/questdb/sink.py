@@ -1,0 +1,198 @@
+"""The QuestDB sink: batches over HTTP, acknowledged rows followed until they are applied."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from questdb import QuestDBError
+
+from ringlog.errors import QueryError, SchemaMismatch, ServerUnavailable
+from ringlog.questdb.connection import Connection
+from ringlog.questdb.frame import FrameBuilder
+from ringlog.questdb.ingress import host_of, mapped, open_sender, parse_conf
+from ringlog.questdb.tables import TableStatus, altered_between, creates_by_itself, quoted, statuses, verify
+from ringlog.records import TIMESTAMP, RecordLayout
+from ringlog.settings import Settings
+from ringlog.sinks.contract import Batch, Receipt, Request
+
+_logger = logging.getLogger(__name__)
+
+REQUESTS_HELD_MAX = 2
+# How old a check of a table's schema may be when its next rows are sent.
+VERIFY_INTERVAL_S = 2.0
+# How often a suspended table is asked to go on.
+RESUME_INTERVAL_S = 1.0
+
+
+@dataclasses.dataclass(slots=True)
+class _Verified:
+    """A table that was what its layout wants: no schema change up to transaction `sequenced` is unknown to us."""
+
+    layout: RecordLayout
+    table_id: int
+    sequenced: int
+    generation: int
+    at_s: float
+
+
+class QuestdbSink:
+    """Sends batches to QuestDB and says when their rows are applied; see `ringlog.sinks.contract.Sink`.
+
+    An acknowledgement alone is not trusted. After each one the table must still have the id under which its schema
+    was verified, its sequencer must have moved on, and none of the transactions since may have changed its schema;
+    the rows are applied once the table's writer has reached the sequencer's transaction seen then, which is ours or
+    a later one.
+
+    Every call is bounded: connecting takes at most 2 s, each question `request_timeout_ms`, a request the same (about
+    three times that for 10 MB), waiting for a logged schema change 2 s. `encode` may run on one thread while `send`
+    runs on another; `confirm` on any.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Checks the settings; the server is first asked by `verify` or `send`. Raises ConfigurationError."""
+        self._sender = open_sender(settings)
+        self._options: dict[str, str] = {"addr": f"{settings.questdb_host}:{settings.questdb_http_port}"}
+        host = settings.questdb_host
+        if settings.questdb_client_conf:
+            _, self._options = parse_conf(settings.questdb_client_conf)
+            host = host_of(self._options)
+        elif settings.questdb_password:
+            self._options["password"] = settings.questdb_password.reveal()
+        self.connection = Connection(
+            host,
+            settings.questdb_pg_port,
+            settings.questdb_user,
+            settings.questdb_password,
+            settings.request_timeout_ms,
+        )
+        self._frames = FrameBuilder()
+        self._unused: list[Any] = [self._sender.new_buffer() for _ in range(REQUESTS_HELD_MAX)]
+        self._verified: dict[str, _Verified] = {}
+        self._resumed_s: dict[str, float] = {}
+        self._warned_generation = 0
+
+    def verify(self, layout: RecordLayout) -> None:
+        """Holds the server's table against the layout, now.
+
+        Raises SchemaMismatch, ServerUnavailable, ServerRefused (the user), ServerTooOld.
+        """
+        self._verify(layout)
+
+    def encode(self, batch: Batch) -> Request:
+        frame = self._frames.frame(batch)
+        body = self._unused.pop() if self._unused else self._sender.new_buffer()
+        try:
+            body.clear()
+            body.dataframe(frame, table_name=batch.layout.table, symbols="auto", at=TIMESTAMP)
+        except BaseException:
+            self._unused.append(body)
+            raise
+        return Request(batch.layout, batch.spans, batch.rows, body)
+
+    def release(self, request: Request) -> None:
+        body, request.body = request.body, None
+        if body is not None and len(self._unused) < REQUESTS_HELD_MAX:
+            self._unused.append(body)
+
+    def send(self, request: Request) -> Receipt:
+        verified = self._verified_now(request.layout)
+        try:
+            self._sender.flush(request.body, clear=False)
+        except QuestDBError as error:
+            # Whether the rows arrived may be unknown: whoever sends them again does so to a table checked anew.
+            self._verified.pop(request.layout.table, None)
+            raise mapped(error, self._options) from None
+        try:
+            status = self._acknowledged(verified)
+        except BaseException:
+            self._verified.pop(request.layout.table, None)
+            raise
+        verified.sequenced = status.sequenced
+        return Receipt(status.table, request.rows, status.id, status.sequenced)
+
+    def confirm(self, receipts: Sequence[Receipt]) -> Sequence[bool]:
+        if not receipts:
+            return []
+        try:
+            found = statuses(self.connection)
+        except QueryError as error:
+            raise ServerUnavailable(str(error)) from None
+        return [self._is_applied(receipt, found.get(receipt.table)) for receipt in receipts]
+
+    def close(self) -> None:
+        self._unused.clear()
+        self._sender.close(flush=False)
+        self.connection.close()
+
+    def _verify(self, layout: RecordLayout) -> _Verified:
+        self._verified.pop(layout.table, None)
+        status = verify(self.connection, layout)
+        generation = self.connection.generation
+        if generation != self._warned_generation:
+            self._warned_generation = generation
+            if creates_by_itself(self.connection):
+                _logger.warning(
+                    "QuestDB makes missing tables and columns by itself: a dropped table comes back without DEDUP; "
+                    "set QDB_LINE_AUTO_CREATE_NEW_TABLES=false and QDB_LINE_AUTO_CREATE_NEW_COLUMNS=false"
+                )
+        verified = _Verified(layout, status.id, status.sequenced, generation, time.monotonic())
+        self._verified[layout.table] = verified
+        return verified
+
+    def _verified_now(self, layout: RecordLayout) -> _Verified:
+        verified = self._verified.get(layout.table)
+        if (
+            verified is None
+            or verified.generation != self.connection.generation
+            or time.monotonic() - verified.at_s > VERIFY_INTERVAL_S
+            or verified.layout != layout
+        ):
+            verified = self._verify(layout)
+        return verified
+
+    def _acknowledged(self, verified: _Verified) -> TableStatus:
+        """The table's status after an acknowledgement, if that can be trusted."""
+        table = verified.layout.table
+        try:
+            status = statuses(self.connection).get(table)
+            if status is None:
+                raise SchemaMismatch(f"{table}: got no such table after writing to it, wanted it verified")
+            if status.id != verified.table_id:
+                raise SchemaMismatch(f"{table}: got another table of that name after writing (id {status.id})")
+            if status.sequenced <= verified.sequenced:
+                raise ServerUnavailable(f"{table}: acknowledged, but no transaction followed {verified.sequenced}")
+            others = status.sequenced > verified.sequenced + 1
+            if others and altered_between(self.connection, table, verified.sequenced, status.sequenced):
+                raise ServerUnavailable(f"{table}: altered while rows were written, send them again")
+        except QueryError as error:
+            raise ServerUnavailable(str(error)) from None
+        return status
+
+    def _is_applied(self, receipt: Receipt, status: TableStatus | None) -> bool:
+        if status is None or status.id != receipt.table_id:
+            self._verified.pop(receipt.table, None)
+            _logger.error(
+                "table replaced before rows were applied table=%s got_id=%s wanted_id=%d rows=%d",
+                receipt.table, status and status.id, receipt.table_id, receipt.rows,
+            )  # fmt: skip
+            return False
+        if status.is_suspended:
+            self._resume(receipt.table)
+            return False
+        return status.applied >= receipt.transaction
+
+    def _resume(self, table: str) -> None:
+        """Asks a suspended table to go on with the transaction it stopped at: none is ever skipped."""
+        now_s = time.monotonic()
+        if now_s - self._resumed_s.get(table, float("-inf")) < RESUME_INTERVAL_S:
+            return
+        self._resumed_s[table] = now_s
+        _logger.warning("table is suspended, resuming table=%s", table)
+        try:
+            self.connection.execute(f"ALTER TABLE {quoted(table)} RESUME WAL")
+        except QueryError as error:
+            _logger.error("resuming failed table=%s reason=%r", table, str(error))
