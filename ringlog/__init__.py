@@ -6,7 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ringlog.producer import Appender, AsyncProducer, Producer, rows_of
+    from ringlog.arrays import rows_of
+    from ringlog.producer import Appender, AsyncProducer, Producer
     from ringlog.settings import Settings
 
 __version__ = "0.1.0"
@@ -18,7 +19,7 @@ _HOMES = {
     "Appender": "ringlog.producer",
     "AsyncProducer": "ringlog.producer",
     "Producer": "ringlog.producer",
-    "rows_of": "ringlog.producer",
+    "rows_of": "ringlog.arrays",
     "Settings": "ringlog.settings",
 }
 

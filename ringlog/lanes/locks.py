@@ -1,8 +1,8 @@
 """Record locks (`fcntl`): how a process's life is seen from another one, also through fork, zombies and pid reuse.
 
 A record lock goes when its process dies, whoever still holds the file open, and when the process closes *any*
-descriptor of that file: so a lock file is opened once by its owner and never again. A process cannot see its own lock, so
-probes skip the locks this process holds.
+descriptor of that file: so a lock file is opened once by its owner and never again. A process cannot see its own
+lock, so probes skip the locks this process holds.
 """
 
 from __future__ import annotations

@@ -1,0 +1,187 @@
+"""The writer: drains every lane of an instance into its sink, and moves a tail only when the records are safe."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from ringlog.decode import Slots
+from ringlog.errors import RinglogError, WriterRunning
+from ringlog.lanes.claims import open_board
+from ringlog.lanes.instance import Instance
+from ringlog.lanes.readers import LaneDirectory, LaneReader, Lease
+from ringlog.records import RecordLayout
+from ringlog.settings import Settings
+from ringlog.sinks import Sink
+from ringlog.writer.delivery import Delivery
+from ringlog.writer.drain import Drain
+from ringlog.writer.statistics import Statistics
+
+logger = logging.getLogger("ringlog.writer")
+
+POLL_SECONDS = 0.01  # how often lanes are looked at between ticks, for their high-water mark
+ADOPT_INTERVAL_SECONDS = 0.5
+METRICS_INTERVAL_SECONDS = 10.0
+INTERVAL_SECONDS_MAX = 1.0
+
+
+class Writer:
+    """The one writer of an instance. `run()` returns after `stop()` has been called and what was accepted is delivered.
+
+    Raises WriterRunning where another process holds the lease.
+    """
+
+    def __init__(self, settings: Settings, sink: Sink) -> None:
+        self._settings = settings
+        self._instance = Instance(settings).open()
+        self._lease = Lease(self._instance)
+        if not self._lease.take():
+            holder = self._instance.lease_path.read_text()
+            raise WriterRunning(
+                f"instance {self._instance.runtime_dir}: got a writer running already ({holder}), wanted none"
+            )
+        self._lease.write(f"pid={os.getpid()} since={time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
+        self._board = open_board(self._instance)
+        self._epoch = self._board.take_over()
+        self.statistics = Statistics()
+        self._directory = LaneDirectory(self._instance)
+        self._delivery = Delivery(sink, self.statistics, settings.confirm_timeout_ms / 1000)
+        self._drains: dict[RecordLayout, Drain] = {}
+        self._stop = threading.Event()
+        self._base_interval = settings.drain_interval_ms / 1000
+        self._interval = self._base_interval
+        self._adopt_at = 0.0
+        self._metrics_at = time.monotonic() + METRICS_INTERVAL_SECONDS
+
+    def stop(self) -> None:
+        """Asks `run` to deliver what is in the lanes now and to return; safe in a signal handler."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Ticks until stopped; then delivers what the lanes hold, for at most `stop_timeout_ms`."""
+        logger.info("writer started pid=%d epoch=%d interval_ms=%d", os.getpid(), self._epoch, self._interval * 1e3)
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: a collection in a tick need not walk it
+        next_tick = last_tick = time.monotonic()
+        try:
+            while not self._stop.is_set():
+                now = time.monotonic()
+                if now >= next_tick:
+                    self.statistics.tick_ms.append((now - last_tick) * 1e3)
+                    last_tick = now
+                    self._tick()
+                    self._adapt(time.monotonic() - now)
+                    next_tick = max(now + self._interval, time.monotonic())
+                elif self._is_above_high_water():
+                    self._drain_all()
+                self._delivery.collect()
+                self._stop.wait(max(0.0, min(POLL_SECONDS, next_tick - time.monotonic())))
+            self._finish()
+        finally:
+            self.close()
+
+    def _tick(self) -> None:
+        self._directory.refresh()
+        self._drain_all()
+        now = time.monotonic()
+        if now >= self._adopt_at:
+            self._adopt_at = now + ADOPT_INTERVAL_SECONDS
+            self._directory.adopt()
+        if now >= self._metrics_at:
+            self._metrics_at = now + METRICS_INTERVAL_SECONDS
+            self._report()
+        self._board.beat(time.time_ns() // 1000)
+
+    def _groups(self) -> dict[RecordLayout, list[LaneReader]]:
+        groups: dict[RecordLayout, list[LaneReader]] = {}
+        for lane in self._directory.lanes.values():
+            groups.setdefault(lane.layout, []).append(lane)
+        return groups
+
+    def _is_above_high_water(self) -> bool:
+        for lane in self._directory.lanes.values():
+            waiting = lane.head - lane.sent
+            mark = min(lane.capacity * self._settings.high_water_ratio, self._settings.batch_rows_max)
+            if waiting >= mark and self._delivery.is_open(lane.layout.table):
+                return True
+        return False
+
+    def _drain_all(self) -> None:
+        """Takes and sends what every lane holds now; what is published meanwhile is for the next time."""
+        for layout, lanes in self._groups().items():
+            if not self._delivery.is_open(layout.table):
+                continue
+            drain = self._drains.get(layout)
+            if drain is None:
+                drain = self._drains[layout] = Drain(layout, self._settings.batch_rows_max)
+            waiting = sum(lane.head - lane.sent for lane in lanes)
+            while waiting > 0 and self._delivery.is_open(layout.table):
+                taken = drain.take(lanes)
+                if taken is None:
+                    break
+                batch, runs, corrupt = taken
+                waiting -= sum(run.rows for run in runs)
+                for slot in corrupt:
+                    self.statistics.corrupt += 1
+                    logger.error("lane=%016x seq=%d corrupt slot, not sent: %s", slot.lane, slot.seq, slot.slot.hex())
+                if batch.rows:
+                    self._delivery.submit(batch, self._settler(runs))
+                else:
+                    self._settler(runs)(None)
+                self._delivery.collect()
+
+    def _settler(self, runs: list[Slots]) -> Callable[[RinglogError | None], None]:
+        def settle(error: RinglogError | None) -> None:
+            for run in runs:
+                lane = self._directory.lanes.get(run.lane)
+                if lane is None:
+                    continue
+                if error is not None:
+                    lane.rewind()
+                elif self._board.epoch == self._epoch:  # else another writer took over, and tails are its business
+                    lane.advance(run.first_seq + run.rows)
+
+        return settle
+
+    def _adapt(self, seconds: float) -> None:
+        """A tick that takes longer than the interval stretches it, up to 1 s; quick ticks bring it back."""
+        interval = self._interval
+        if seconds > self._interval:
+            interval = min(self._interval * 1.5, INTERVAL_SECONDS_MAX)
+        elif seconds < self._interval / 3 and self._interval > self._base_interval:
+            interval = max(self._interval / 1.5, self._base_interval)
+        if interval != self._interval:
+            logger.warning(
+                "tick took %.0f ms interval_ms=%.0f was=%.0f", seconds * 1e3, interval * 1e3, self._interval * 1e3
+            )
+            self._interval = interval
+
+    def _report(self) -> None:
+        if self._delivery.is_open("performance_metrics") and self._delivery.has_room:
+            self._delivery.submit(self.statistics.batch(METRICS_INTERVAL_SECONDS), lambda _error: None)
+
+    def _finish(self) -> None:
+        """Delivers what had been accepted when the stop came; producers may go on appending for the next writer."""
+        deadline = time.monotonic() + self._settings.stop_timeout_ms / 1000
+        self._directory.refresh()
+        heads = {lane: reader.head for lane, reader in self._directory.lanes.items()}
+        while time.monotonic() < deadline:
+            self._drain_all()
+            self._delivery.collect(timeout_seconds=0.01)
+            self._directory.adopt()
+            lanes = self._directory.lanes
+            if all(lanes[lane].tail >= head for lane, head in heads.items() if lane in lanes):
+                break
+            time.sleep(0.005)
+        left = sum(reader.head - reader.tail for reader in self._directory.lanes.values())
+        logger.info("writer stopped rows=%d left_in_lanes=%d", self.statistics.rows, left)
+
+    def close(self) -> None:
+        """Gives the lease back. Called by `run`."""
+        self._delivery.close()
+        self._directory.close()
+        self._lease.release()
