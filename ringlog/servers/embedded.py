@@ -89,7 +89,7 @@ class EmbeddedServer:
         """Variables for the server over those of this process."""
         return {}
 
-    def _ready(self) -> bool:
+    def answers(self) -> bool:
         """Whether the server answers with the password of its own."""
         raise NotImplementedError
 
@@ -226,7 +226,7 @@ class EmbeddedServer:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._ready_timeout_s
-        while not self._ready():
+        while not self.answers():
             if not self.running or self._child is None or self._child.poll() is not None:
                 raise ServerError(f"{self.name}: exited while it started: {self._log_tail()}")
             if time.monotonic() > deadline:

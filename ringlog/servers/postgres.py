@@ -73,7 +73,7 @@ class PostgresServer(EmbeddedServer):
             "jit=off",
         ]
 
-    def _ready(self) -> bool:
+    def answers(self) -> bool:
         import psycopg
 
         try:

@@ -74,7 +74,7 @@ class QuestDBServer(EmbeddedServer):
             "QDB_TELEMETRY_ENABLED": "false",
         }
 
-    def _ready(self) -> bool:
+    def answers(self) -> bool:
         credentials = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         connection = http.client.HTTPConnection(HOST, self.ports["http"], timeout=READY_TIMEOUT_S)
         try:

@@ -43,7 +43,7 @@ class ValkeyServer(EmbeddedServer):
     def _command(self) -> list[str]:
         return [str(binary()), str(self.data_dir / "valkey.conf")]
 
-    def _ready(self) -> bool:
+    def answers(self) -> bool:
         import redis
 
         client = redis.Redis(

@@ -1,0 +1,160 @@
+"""The embedded servers, each real: life, death, restart on the same data, and clear errors."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+import redis
+
+from ringlog.errors import ServerError
+from ringlog.servers import EmbeddedServer, PostgresServer, QuestDBServer, ValkeyServer
+
+
+def sql(server: EmbeddedServer, text: str) -> list[tuple[Any, ...]]:
+    """Runs one statement over the PostgreSQL wire of QuestDB or PostgreSQL."""
+    if isinstance(server, QuestDBServer):
+        target: dict[str, Any] = {"port": server.ports["pg"], "dbname": "qdb"}
+    else:
+        target = {"port": server.ports["sql"], "dbname": "ringlog"}
+    with psycopg.connect(
+        host="127.0.0.1", user="ringlog", password=server.password, autocommit=True, connect_timeout=5, **target
+    ) as connection:
+        cursor = connection.execute(text)
+        return cursor.fetchall() if cursor.description else []
+
+
+def valkey(server: EmbeddedServer) -> redis.Redis:
+    return redis.Redis(host="127.0.0.1", port=server.ports["redis"], password=server.password, decode_responses=True)
+
+
+def wait_until(condition: Callable[[], bool], deadline_s: float = 20.0) -> None:
+    deadline = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+
+
+def write_questdb(server: EmbeddedServer) -> None:
+    sql(server, "create table kept (timestamp timestamp, x long) timestamp(timestamp) partition by day wal")
+    sql(server, "insert into kept values ('2024-01-01T00:00:00Z', 42)")
+    read_questdb(server)
+
+
+def read_questdb(server: EmbeddedServer) -> None:
+    wait_until(lambda: sql(server, "select x from kept") == [(42,)])
+
+
+def write_postgres(server: EmbeddedServer) -> None:
+    sql(server, "create table kept as select 42 as x")
+
+
+def read_postgres(server: EmbeddedServer) -> None:
+    assert sql(server, "select x from kept") == [(42,)]
+
+
+def write_valkey(server: EmbeddedServer) -> None:
+    with valkey(server) as client:
+        client.set("kept", "42")
+        client.execute_command("WAITAOF", 1, 0, 5_000)
+
+
+def read_valkey(server: EmbeddedServer) -> None:
+    with valkey(server) as client:
+        assert client.get("kept") == "42"
+
+
+SERVERS = [
+    pytest.param(QuestDBServer, write_questdb, read_questdb, id="questdb"),
+    pytest.param(PostgresServer, write_postgres, read_postgres, id="postgres"),
+    pytest.param(ValkeyServer, write_valkey, read_valkey, id="valkey"),
+]
+
+
+@pytest.mark.parametrize(("kind", "write", "read"), SERVERS)
+def test_killed_server_comes_back_with_its_data(
+    kind: type[EmbeddedServer],
+    write: Callable[[EmbeddedServer], None],
+    read: Callable[[EmbeddedServer], None],
+    tmp_path: Path,
+) -> None:
+    """After SIGKILL, and after a stop, the same data answers on the same ports with the same password."""
+    with kind(tmp_path) as server:
+        write(server)
+        pid, ports, password = server.pid, dict(server.ports), server.password
+        server.kill()
+        assert not server.running
+        server.start()
+        assert server.pid != pid
+        assert (server.ports, server.password) == (ports, password)
+        read(server)
+    assert not server.running
+    with kind(tmp_path) as again:
+        assert again.password == password
+        read(again)
+    assert stat.S_IMODE((tmp_path / "server.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("kind", [PostgresServer, ValkeyServer])
+def test_server_stops_and_continues_on_signals(kind: type[EmbeddedServer]) -> None:
+    """SIGSTOP makes the server silent while it lives; SIGCONT brings it back without a restart."""
+    with kind() as server:
+        process = psutil.Process(server.pid)
+        server.stop_signal()
+        wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
+        assert server.running
+        server.continue_signal()
+        wait_until(lambda: process.status() != psutil.STATUS_STOPPED)
+        assert server.pid == process.pid
+        assert server.answers()
+
+
+def test_stop_ends_a_stopped_server_and_removes_temporary_data() -> None:
+    """A server under SIGSTOP is stopped like any other, and nothing of a temporary one is left."""
+    server = ValkeyServer().start()
+    directory = server.data_dir
+    assert directory.is_dir()
+    server.stop_signal()
+    server.stop()
+    assert not server.running
+    assert not directory.exists()
+
+
+def test_servers_bind_to_loopback_with_a_password(
+    questdb_server: QuestDBServer, postgres_server: PostgresServer, valkey_server: ValkeyServer
+) -> None:
+    """Every listening socket of every server is on 127.0.0.1, and none lets a wrong password in."""
+    for server in (questdb_server, postgres_server, valkey_server):
+        process = psutil.Process(server.pid)
+        listening = {c.laddr for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
+        assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}, server.name
+        assert {address.port for address in listening} == set(server.ports.values()), server.name
+        assert server.password not in " ".join(process.cmdline())
+    for port, database in ((questdb_server.ports["pg"], "qdb"), (postgres_server.ports["sql"], "ringlog")):
+        with pytest.raises(psycopg.OperationalError, match=r"(?i)password|authentication"):
+            psycopg.connect(host="127.0.0.1", port=port, user="ringlog", password="wrong", dbname=database)
+    with redis.Redis(port=valkey_server.ports["redis"]) as client, pytest.raises(redis.AuthenticationError):
+        client.ping()
+
+
+def test_port_in_use_is_named() -> None:
+    """A fixed port that something else holds: the error names server, port name and port, and nothing was started."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as other:
+        port = other.getsockname()[1]
+        server = QuestDBServer(ports={"http": port})
+        with pytest.raises(ServerError, match=rf"QuestDB: got http port {port} on 127.0.0.1, wanted a free one"):
+            server.start()
+        assert not server.running
+
+
+def test_unknown_port_name_is_refused() -> None:
+    """A port name that the server does not have is an error that lists those it has."""
+    with pytest.raises(ServerError, match=r"Valkey: got ports \['http'\], wanted some of \('redis',\)"):
+        ValkeyServer(ports={"http": 1})
