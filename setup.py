@@ -1,8 +1,8 @@
-"""The optional C ring: everything else is in pyproject.toml."""
+"""The C extensions and the packages, `schemas/` among them: everything else is in pyproject.toml."""
 
 import sysconfig
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
@@ -18,4 +18,10 @@ EXTENSIONS = [
 ]
 
 # A free-threaded interpreter has no GIL to make the C append atomic: it runs the Python ring.
-setup(ext_modules=[] if FREE_THREADED else EXTENSIONS)
+setup(
+    ext_modules=[] if FREE_THREADED else EXTENSIONS,
+    # The SQL lies at the top, where people look for it; installed users get it inside the package.
+    packages=[*find_packages(include=["ringlog", "ringlog.*"]), "ringlog.schemas"],
+    package_dir={"ringlog.schemas": "schemas"},
+    package_data={"ringlog": ["py.typed"], "ringlog.schemas": ["*/*", "*/*/*"]},
+)

@@ -77,7 +77,12 @@ class ServerUnavailable(ServerError):
 
 
 class ServerRefused(ServerError):
-    """The server answered and will refuse the same request again."""
+    """The server answered and will refuse the same request again.
+
+    `line` is the row of the request that it complained of, counted from 1, where it named one.
+    """
+
+    line: int | None = None
 
 
 class ConsumerGroupMissing(ServerRefused):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import re
 import threading
@@ -13,7 +12,8 @@ from typing import Any, TypeVar
 import psycopg
 
 from ringlog.errors import QueryError, ServerRefused, ServerTooOld, ServerUnavailable
-from ringlog.settings import Secret
+from ringlog.questdb.conf import client_conf, is_loopback
+from ringlog.settings import Secret, Settings
 
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -23,16 +23,6 @@ VERSION_MIN = (9, 2, 2)
 DATABASE = "qdb"
 # The least that libpq's rules allow for connecting.
 CONNECT_TIMEOUT_S = 2
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine itself: `localhost`, 127.0.0.0/8 or ::1."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class _Bounded(psycopg.Connection[Any]):
@@ -78,6 +68,17 @@ class Connection:
         self._options |= {**tls, "connect_timeout": CONNECT_TIMEOUT_S, "autocommit": True}
         self._lock = threading.Lock()
         self._open: _Bounded | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Connection:
+        """To the host of `questdb_client_conf` where that is given, else to `questdb_host`; nothing is opened yet."""
+        return cls(
+            client_conf(settings).host,
+            settings.questdb_pg_port,
+            settings.questdb_user,
+            settings.questdb_password,
+            settings.request_timeout_ms,
+        )
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), *, timeout_s: float | None = None) -> list[Any]:
         """Runs one statement and returns its rows as tuples (none for a command).

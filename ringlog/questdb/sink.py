@@ -11,9 +11,10 @@ from typing import Any
 from questdb import QuestDBError
 
 from ringlog.errors import QueryError, SchemaMismatch, ServerUnavailable
+from ringlog.questdb.conf import client_conf
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.frame import FrameBuilder
-from ringlog.questdb.ingress import host_of, mapped, open_sender, parse_conf
+from ringlog.questdb.ingress import mapped, open_sender
 from ringlog.questdb.tables import TableStatus, altered_between, creates_by_itself, quoted, statuses, verify
 from ringlog.records import TIMESTAMP, RecordLayout
 from ringlog.settings import Settings
@@ -54,21 +55,9 @@ class QuestdbSink:
 
     def __init__(self, settings: Settings) -> None:
         """Checks the settings; the server is first asked by `verify` or `send`. Raises ConfigurationError."""
-        self._sender = open_sender(settings)
-        self._options: dict[str, str] = {"addr": f"{settings.questdb_host}:{settings.questdb_http_port}"}
-        host = settings.questdb_host
-        if settings.questdb_client_conf:
-            _, self._options = parse_conf(settings.questdb_client_conf)
-            host = host_of(self._options)
-        elif settings.questdb_password:
-            self._options["password"] = settings.questdb_password.reveal()
-        self.connection = Connection(
-            host,
-            settings.questdb_pg_port,
-            settings.questdb_user,
-            settings.questdb_password,
-            settings.request_timeout_ms,
-        )
+        self._conf = client_conf(settings)
+        self._sender = open_sender(self._conf, settings.request_timeout_ms)
+        self.connection = Connection.from_settings(settings)
         self._frames = FrameBuilder()
         self._unused: list[Any] = [self._sender.new_buffer() for _ in range(REQUESTS_HELD_MAX)]
         self._verified: dict[str, _Verified] = {}
@@ -105,7 +94,7 @@ class QuestdbSink:
         except QuestDBError as error:
             # Whether the rows arrived may be unknown: whoever sends them again does so to a table checked anew.
             self._verified.pop(request.layout.table, None)
-            raise mapped(error, self._options) from None
+            raise mapped(error, self._conf) from None
         try:
             status = self._acknowledged(verified)
         except BaseException:

@@ -198,23 +198,26 @@ def verify(connection: Connection, layout: RecordLayout) -> TableStatus:
     return status
 
 
-def migrate(connection: Connection, layout: RecordLayout, create: str | None = None) -> list[str]:
-    """Makes the table, or adds the columns it lacks, then verifies it; returns the statements that were needed.
+def needed(connection: Connection, layout: RecordLayout, create: str | None = None) -> list[str]:
+    """The statements that make the table, or add the columns it lacks; none where it is as wanted.
 
-    `create` is the SQL to make the table with, by default that of `create_table`. Raises SchemaMismatch, with nothing
-    changed, where a difference is not one that can be mended safely.
+    `create` is the SQL to make it with, by default that of `create_table`. Raises SchemaMismatch where a difference
+    cannot be mended without touching what is stored.
     """
-    applied = []
     status, found = _compared(connection, layout)
     if status is None:
-        applied.append(create or create_table(layout))
-    elif all(difference.mend for difference in found):
-        applied += [difference.mend for difference in found if difference.mend]
-    for statement in applied:
+        return [create or create_table(layout)]
+    if not all(difference.mend for difference in found):
+        raise SchemaMismatch("; ".join(str(difference) for difference in found))
+    return [difference.mend for difference in found if difference.mend]
+
+
+def apply(connection: Connection, layout: RecordLayout, statements: Iterable[str]) -> None:
+    """Runs the statements that `needed` named, then verifies the table."""
+    for statement in statements:
         connection.execute(statement)
-        _logger.info("migrated table=%s statement=%r", layout.table, statement.split("\n", 1)[0])
+        _logger.info("migrated table=%s statement=%r", layout.table, statement)
     verify(connection, layout)
-    return applied
 
 
 def creates_by_itself(connection: Connection) -> bool:
