@@ -37,7 +37,7 @@ from ringlog.ring import load, store
 SLOTS_WANTED = 16_384
 SLOTS_MIN = 64
 # A claim takes at most this part of what is left of the budget: late claimers get smaller lanes rather than none.
-SHARE_OF_REST = 8
+SHARE_OF_REST = 7
 CLAIM_TIMEOUT_SECONDS = 5.0
 
 _claims_lock = threading.Lock()  # record locks do not hold off threads of one process

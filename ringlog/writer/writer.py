@@ -149,16 +149,13 @@ class Writer:
 
     def _adapt(self, seconds: float) -> None:
         """A tick that takes longer than the interval stretches it, up to 1 s; quick ticks bring it back."""
-        interval = self._interval
-        if seconds > self._interval:
-            interval = min(self._interval * 1.5, INTERVAL_SECONDS_MAX)
-        elif seconds < self._interval / 3 and self._interval > self._base_interval:
-            interval = max(self._interval / 1.5, self._base_interval)
-        if interval != self._interval:
-            logger.warning(
-                "tick took %.0f ms interval_ms=%.0f was=%.0f", seconds * 1e3, interval * 1e3, self._interval * 1e3
-            )
-            self._interval = interval
+        before = self._interval
+        if seconds > before:
+            self._interval = min(before * 2, max(INTERVAL_SECONDS_MAX, self._base_interval))
+            logger.warning("tick took %.0f ms interval_ms=%.0f was=%.0f", seconds * 1e3, self._interval * 1e3, before * 1e3)
+        elif seconds < before / 4 and before > self._base_interval:
+            self._interval = max(before / 2, self._base_interval)
+            logger.info("tick took %.0f ms interval_ms=%.0f was=%.0f", seconds * 1e3, self._interval * 1e3, before * 1e3)
 
     def _report(self) -> None:
         if self._delivery.is_open("performance_metrics") and self._delivery.has_room:
