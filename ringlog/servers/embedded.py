@@ -24,6 +24,7 @@ from ringlog.errors import ServerError, ServerUnavailable
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_BYTES = 2_000
+SAME_START_S = 0.05  # start times come in clock ticks
 
 
 class ServerState(msgspec.Struct):
@@ -46,6 +47,7 @@ class EmbeddedServer:
     name: ClassVar[str]
     port_names: ClassVar[tuple[str, ...]]
     refuses_root: ClassVar[bool] = False
+    stop_number: ClassVar[int] = signal.SIGTERM
 
     def __init__(
         self,
@@ -100,6 +102,19 @@ class EmbeddedServer:
         return self._process.pid if self._process is not None else None
 
     @property
+    def started(self) -> float | None:
+        """When the process started, in seconds since the epoch: with its id, it names the process for good."""
+        return float(self._process.create_time()) if self._process is not None else None
+
+    def attach(self, pid: int, started: float) -> None:
+        """Takes over a server that another process started detached; it may have died since."""
+        self._load_state()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if abs(process.create_time() - started) < SAME_START_S:
+                self._process = process
+
+    @property
     def running(self) -> bool:
         """Whether the process lives (ready or not, stopped by a signal or not)."""
         if self._process is None:
@@ -127,13 +142,13 @@ class EmbeddedServer:
         return self
 
     def stop(self) -> None:
-        """Ends the server: SIGTERM, and SIGKILL after `stop_timeout_s`. Temporary data is removed."""
+        """Ends the server: its stop signal, and SIGKILL after `stop_timeout_s`. Temporary data is removed."""
         if os.getpid() != self._owner_pid:  # a forked child inherits the object, not the server
             return
         if self.running and self._process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self.continue_signal()
-                self._process.terminate()
+                self._process.send_signal(self.stop_number)
                 self._wait_gone(self._stop_timeout_s)
         self.kill()
         if self._given_dir is None and self.data_dir != Path():
@@ -189,21 +204,39 @@ class EmbeddedServer:
             raise ServerError(
                 f"{self.name}: got data directory {str(self.data_dir)!r}, wanted a writable one ({error.strerror})"
             ) from None
-        path = self.data_dir / "server.json"
-        known = ServerState("", {})
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            known = msgspec.json.decode(path.read_bytes(), type=ServerState)
-        self.password = self.password or known.password or secrets.token_urlsafe(18)
-        self.ports = choose_ports(self.name, self.port_names, self._given_ports, self.ports, known.ports)
-        write_private(path, msgspec.json.encode(ServerState(self.password, self.ports)))
+        ran_on = self.ports
+        self._load_state()
+        self.password = self.password or secrets.token_urlsafe(18)
+        self.ports = choose_ports(self.name, self.port_names, {**ran_on, **self._given_ports}, self.ports)
+        write_private(self._state_path, msgspec.json.encode(ServerState(self.password, self.ports)))
+
+    @property
+    def _state_path(self) -> Path:
+        return self.data_dir / "server.json"
+
+    def _load_state(self) -> None:
+        if not self._state_path.exists():  # a first start
+            return
+        try:
+            state = msgspec.json.decode(self._state_path.read_bytes(), type=ServerState)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ServerError(
+                f"{self.name}: got a damaged {self._state_path} ({error}), wanted the password and ports of its data"
+            ) from None
+        self.password, self.ports = state.password, state.ports
+
+    def _guard(self) -> list[str]:
+        guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
+        guard += ["--not-root"] if self.refuses_root else []
+        guard += ["--detached"] if self._detached else []
+        guard += ["--stop-signal", str(int(self.stop_number))]
+        guard += ["--remove", str(self.data_dir)] if self._given_dir is None else []
+        return [*guard, str(os.getpid())]
 
     def _spawn(self) -> None:
         command = self._command()
-        if not self._detached:
-            guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
-            guard += ["--not-root"] if self.refuses_root else []
-            guard += ["--remove", str(self.data_dir)] if self._given_dir is None else []
-            command = [*guard, str(os.getpid()), *command]
+        if self.refuses_root or not self._detached:
+            command = [*self._guard(), *command]
         with self.log_path.open("ab") as log:
             self._child = subprocess.Popen(
                 command,
@@ -245,15 +278,14 @@ class EmbeddedServer:
 def choose_ports(
     server: str,
     names: tuple[str, ...],
-    given: Mapping[str, int],
-    running: Mapping[str, int],
+    fixed: Mapping[str, int],
     known: Mapping[str, int],
 ) -> dict[str, int]:
-    """A port for each name: the given one, the one it ran on, the known one if it is free, or any free one."""
+    """A port for each name: the fixed one, else the known one if it is free, else any free one."""
     ports: dict[str, int] = {}
     with contextlib.ExitStack() as held:  # held until all are chosen, so that no two are the same
         for name in names:
-            wanted = given.get(name) or running.get(name)
+            wanted = fixed.get(name)
             if wanted is None and known.get(name):
                 with contextlib.suppress(OSError):
                     ports[name] = held.enter_context(bound_socket(known[name])).getsockname()[1]

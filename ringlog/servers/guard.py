@@ -26,12 +26,16 @@ STOP_DEADLINE_S = 10.0
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--not-root", action="store_true")
+    parser.add_argument("--detached", action="store_true")
+    parser.add_argument("--stop-signal", type=int, default=signal.SIGTERM)
     parser.add_argument("--remove", default="")
     parser.add_argument("parent", type=int)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     if options.not_root and os.geteuid() == 0:
         leave_root()
+    if options.detached:
+        os.execv(options.command[0], options.command)  # noqa: S606 - nothing to guard: the server takes this process
     server = subprocess.Popen(
         options.command,
         stdin=subprocess.DEVNULL,
@@ -41,7 +45,7 @@ def main() -> None:
     )
     sys.stdout.write(f"{server.pid}\n")
     sys.stdout.close()
-    threading.Thread(target=watch, args=(options.parent, server), daemon=True).start()
+    threading.Thread(target=watch, args=(options.parent, server, options.stop_signal), daemon=True).start()
     status = server.wait()
     if parent_is_gone(options.parent, 0):
         shutil.rmtree(options.remove, ignore_errors=True)
@@ -77,11 +81,11 @@ def parent_is_gone(parent: int, timeout: float) -> bool:
     return bool(readable) or os.getppid() != parent
 
 
-def watch(parent: int, server: "subprocess.Popen[bytes]") -> None:
+def watch(parent: int, server: "subprocess.Popen[bytes]", stop_signal: int) -> None:
     while not parent_is_gone(parent, WATCH_INTERVAL_S):
         pass
     server.send_signal(signal.SIGCONT)
-    server.terminate()
+    server.send_signal(stop_signal)
     killer = threading.Timer(STOP_DEADLINE_S, server.kill)
     killer.daemon = True
     killer.start()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
+
+import psutil
 
 from ringlog.errors import ServerError
 from ringlog.servers.embedded import HOST, EmbeddedServer, missing_extra, write_private
@@ -24,6 +28,7 @@ class PostgresServer(EmbeddedServer):
     name = "PostgreSQL"
     port_names: ClassVar[tuple[str, ...]] = ("sql",)
     refuses_root = True
+    stop_number = signal.SIGINT  # "fast": SIGTERM would wait for every client to leave
     user = "ringlog"
     database = "ringlog"
 
@@ -42,6 +47,7 @@ class PostgresServer(EmbeddedServer):
 
     def _prepare(self) -> None:
         if (self._cluster / "PG_VERSION").exists():
+            self._drop_lock_of_zombie()
             return
         password_file = self.data_dir / "initdb-password"
         write_private(password_file, self.password.encode())
@@ -57,6 +63,14 @@ class PostgresServer(EmbeddedServer):
             password_file.unlink()
         if process.returncode != 0:
             raise ServerError(f"PostgreSQL: initdb failed: {errors.decode(errors='replace').strip()}")
+
+    def _drop_lock_of_zombie(self) -> None:
+        """A killed server that nobody reaped (containers whose first process is no init) looks alive to PostgreSQL."""
+        lock = self._cluster / "postmaster.pid"
+        with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
+            pid = int(lock.read_text().splitlines()[0])
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                lock.unlink()
 
     def _command(self) -> list[str]:
         return [

@@ -1,0 +1,82 @@
+"""The `ringlog` command: subcommands are loaded when they are called, so that `--help` is quick.
+
+Exit status: 0 done, 1 failed (one line on stderr says why), 2 wrong usage. Commands that print facts take `--json`
+and then print one JSON object on stdout. Flags go over `RINGLOG_*` variables, those over the defaults.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from ringlog import __version__
+from ringlog.errors import RinglogError
+
+FAILED = 1
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+# name: (where the command is, its help in one line: kept here so that --help loads none of them)
+COMMANDS = {
+    "up": ("ringlog.cli.servers:up", "Start the embedded servers in the background."),
+    "down": ("ringlog.cli.servers:down", "Stop the embedded servers that `up` started."),
+    "status": ("ringlog.cli.servers:status", "Show the embedded servers and how to reach them."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are listed in COMMANDS and imported when one is called."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, _: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
+
+
+def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(f"ringlog {__version__}")
+        context.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def ringlog() -> None:
+    """Records from latency-sensitive processes into QuestDB, exactly once, without making them wait."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with its status."""
+    if sys.platform == "win32":
+        click.echo("ringlog: got Windows, wanted Linux or macOS (WSL 2 is Linux)", err=True)
+        sys.exit(FAILED)
+    try:
+        status = ringlog.main(args=arguments, prog_name="ringlog", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except RinglogError as error:
+        click.echo(f"ringlog: {error}", err=True)
+        sys.exit(FAILED)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("ringlog: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,113 @@
+"""Embedded servers that outlive the command that started them: what `ringlog up` leaves, `status` and `down` find.
+
+`servers.json` (0600) in the runtime directory names each server's process by id and start time, so that a process
+that got the same id later is never taken for it. The data of each is kept under the user's data directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from ringlog.errors import ServerError
+from ringlog.servers.embedded import EmbeddedServer, write_private
+from ringlog.servers.postgres import PostgresServer
+from ringlog.servers.questdb import QuestDBServer
+from ringlog.servers.valkey import ValkeyServer
+
+KINDS: dict[str, type[EmbeddedServer]] = {
+    "questdb": QuestDBServer,
+    "postgres": PostgresServer,
+    "valkey": ValkeyServer,
+}
+
+
+class BackgroundServer(msgspec.Struct):
+    """One server in `servers.json`; `started` is its process's start in seconds since the epoch."""
+
+    kind: str
+    pid: int
+    started: float
+    data_dir: str
+
+
+def default_data_dir() -> Path:
+    """Where `ringlog up` keeps its data: `$XDG_DATA_HOME/ringlog`, by default below ~/.local/share."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "ringlog"
+
+
+class Background:
+    """The servers that run in the background for one runtime directory."""
+
+    def __init__(self, runtime_dir: str | os.PathLike[str]) -> None:
+        self._directory = Path(runtime_dir)
+        self._path = self._directory / "servers.json"
+
+    def find(self) -> dict[str, EmbeddedServer]:
+        """The servers that were started and not stopped, by kind; each may have died since (`running`)."""
+        return {entry.kind: self._attached(entry) for entry in self._read()}
+
+    def up(self, kinds: Sequence[str], data_dir: Path) -> dict[str, EmbeddedServer]:
+        """Starts those of `kinds` that do not run yet; all or none of the new ones."""
+        with self._locked():
+            servers = {kind: server for kind, server in self.find().items() if server.running}
+            started: list[EmbeddedServer] = []
+            try:
+                for kind in kinds:
+                    if kind not in servers:
+                        servers[kind] = KINDS[kind](data_dir / kind, detached=True).start()
+                        started.append(servers[kind])
+                        self._write(servers)
+            except BaseException:
+                for server in started:
+                    server.stop()
+                self._write({kind: server for kind, server in servers.items() if server.running})
+                raise
+            return servers
+
+    def down(self) -> list[str]:
+        """Stops all; the data stays. The kinds that were still running."""
+        with self._locked():
+            servers = self.find()
+            stopped = [kind for kind, server in servers.items() if server.running]
+            for server in servers.values():
+                server.stop()
+            self._path.unlink(missing_ok=True)
+            return stopped
+
+    def _attached(self, entry: BackgroundServer) -> EmbeddedServer:
+        server = KINDS[entry.kind](entry.data_dir, detached=True)
+        server.attach(entry.pid, entry.started)
+        return server
+
+    def _read(self) -> list[BackgroundServer]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=list[BackgroundServer])
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ServerError(f"{self._path}: got {error}, wanted what `ringlog up` wrote") from None
+
+    def _write(self, servers: dict[str, EmbeddedServer]) -> None:
+        entries = [
+            BackgroundServer(kind, server.pid or 0, server.started or 0.0, str(server.data_dir))
+            for kind, server in servers.items()
+        ]
+        write_private(self._path, msgspec.json.encode(entries))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One `up` or `down` at a time in a runtime directory."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = (self._directory / "servers.lock").open("a")
+        except OSError as error:
+            raise ServerError(f"{self._directory}: wanted a writable runtime directory ({error.strerror})") from None
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,71 @@
+"""The `ringlog` command: quick, lazy, with clear errors and the promised exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ringlog import __version__
+from ringlog.cli import COMMANDS, ringlog
+
+HEAVY = ("numpy", "pandas", "pyarrow", "psycopg", "questdb", "redis", "psutil", "rich", "msgspec", "stamina", "alembic")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ringlog", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment or None,
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`ringlog --help` answers without importing any library but click."""
+    code = (
+        "import sys\n"
+        "from ringlog.cli import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "except SystemExit as done:\n"
+        "    assert done.code == 0, done.code\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_in_the_table_exists(name: str) -> None:
+    """Each line of the table leads to a command of that name, with its own help."""
+    import click
+
+    command = ringlog.get_command(click.Context(ringlog), name)
+    assert command is not None
+    assert command.name == name
+    assert command.help
+
+
+def test_version() -> None:
+    """`--version` prints name and version."""
+    assert run("--version").stdout == f"ringlog {__version__}\n"
+
+
+def test_wrong_usage_exits_2() -> None:
+    """An unknown command or option exits 2 and says what was wrong on stderr."""
+    for arguments in (["nope"], ["--nope"], ["up", "oracle"]):
+        done = run(*arguments)
+        assert done.returncode == 2, arguments
+        assert "Error:" in done.stderr
+        assert done.stdout == ""
+
+
+def test_ringlog_error_is_one_line_and_exit_1() -> None:
+    """An error of ringlog's own shows as one line on stderr, without a traceback, and exits 1."""
+    done = run("status", PATH="", RINGLOG_DRAIN_INTERVAL_MS="soon")
+    assert done.returncode == 1
+    assert done.stderr == "ringlog: RINGLOG_DRAIN_INTERVAL_MS: got 'soon', wanted int\n"
