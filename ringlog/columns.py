@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ringlog.records.fields import NULL_LONG
 
 
 @dataclasses.dataclass(slots=True)
@@ -34,6 +38,22 @@ class TextColumn:
 
 # Numbers are plain arrays: float64 (NaN is NULL), int64 (the smallest is NULL; timestamps in microseconds), bool.
 Column = NDArray[Any] | SymbolColumn | TextColumn
+
+
+def to_list(column: Column) -> list[Any]:
+    """The column as Python values, None for NULL: for tests and for reading single rows, never for a whole path."""
+    if isinstance(column, SymbolColumn):
+        return [column.values[code] if code >= 0 else None for code in column.codes.tolist()]
+    if isinstance(column, TextColumn):
+        data, ends = column.data.tobytes(), column.offsets.tolist()
+        valid = itertools.repeat(True) if column.valid is None else column.valid.tolist()
+        spans = zip(ends, ends[1:], valid, strict=False)
+        return [data[start:end].decode() if there else None for start, end, there in spans]
+    if column.dtype.kind == "f":
+        return [None if math.isnan(value) else value for value in column.tolist()]
+    if column.dtype.kind == "i":
+        return [None if value == NULL_LONG else value for value in column.tolist()]
+    return column.tolist()  # type: ignore[no-any-return]
 
 
 def sliced(column: Column, start: int, stop: int) -> Column:
