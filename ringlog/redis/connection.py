@@ -6,6 +6,7 @@ its result. `Connection.run` and `AsyncConnection.run` differ only in how they w
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
@@ -65,7 +66,7 @@ class Connection:
         self.timeout_s = settings.redis_timeout_ms / 1_000
         self._server = f"Redis at {settings.redis_host}:{settings.redis_port}"
         self._retry_s = settings.redis_retry_timeout_ms / 1_000
-        self.client: Any = redis.Redis(retry=Retry(NoBackoff(), 0), **_options(settings))
+        self.client: Any = redis.Redis(retry=Retry(NoBackoff(), 0), socket_timeout=self.timeout_s, **_options(settings))
 
     def run(self, steps: Callable[[], Steps[T]]) -> T:
         """The result of the operation `steps()` makes; it is made anew for every try.
@@ -127,7 +128,9 @@ class AsyncConnection:
         self.timeout_s = settings.redis_timeout_ms / 1_000
         self._server = f"Redis at {settings.redis_host}:{settings.redis_port}"
         self._retry_s = settings.redis_retry_timeout_ms / 1_000
-        self.client: Any = redis.asyncio.Redis(retry=AsyncRetry(NoBackoff(), 0), **_options(settings))
+        self.client: Any = redis.asyncio.Redis(
+            retry=AsyncRetry(NoBackoff(), 0), socket_timeout=None, **_options(settings)
+        )
 
     async def run(self, steps: Callable[[], Steps[T]]) -> T:
         """`Connection.run`, awaited."""
@@ -155,15 +158,22 @@ class AsyncConnection:
             return done.value  # type: ignore[no-any-return]
 
     async def _exchange(self, exchange: Exchange) -> list[Any]:
+        # Bounded here and not by redis-py: its `asyncio.wait_for` loses cancellations before Python 3.12.
         try:
-            if len(exchange.commands) == 1:
-                return [await self.client.execute_command(*exchange.commands[0])]
-            async with self.client.pipeline(transaction=exchange.atomic) as pipeline:
-                for command in exchange.commands:
-                    pipeline.execute_command(*command)
-                return list(await pipeline.execute())
+            async with asyncio.timeout(self.timeout_s):
+                return await self._send(exchange)
         except redis.RedisError as error:
             raise translated(self._server, error) from error
+        except TimeoutError as error:
+            raise ServerUnavailable(f"{self._server}: no answer within {self.timeout_s:g} s") from error
+
+    async def _send(self, exchange: Exchange) -> list[Any]:
+        if len(exchange.commands) == 1:
+            return [await self.client.execute_command(*exchange.commands[0])]
+        async with self.client.pipeline(transaction=exchange.atomic) as pipeline:
+            for command in exchange.commands:
+                pipeline.execute_command(*command)
+            return list(await pipeline.execute())
 
     async def close(self) -> None:
         """Closes every connection; the object must not be used afterwards."""
@@ -183,7 +193,6 @@ def _options(settings: Settings) -> dict[str, Any]:
         "port": settings.redis_port,
         "username": settings.redis_user or None,
         "password": settings.redis_password.reveal() or None,
-        "socket_timeout": settings.redis_timeout_ms / 1_000,
         "socket_connect_timeout": settings.redis_timeout_ms / 1_000,
         "protocol": 2,  # replies then have one shape in every version of redis-py and of the server
         # A primary that became a replica: drop the connection, so that the next try finds the new primary.

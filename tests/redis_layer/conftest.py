@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -34,6 +36,10 @@ class Server:
     def close(self) -> None:
         self._server.terminate()
 
+    @property
+    def pid(self) -> int:
+        return self._server._process.pid
+
     def settings(self, **changes: Any) -> Settings:
         return Settings(**{"redis_port": self.port, "redis_retry_timeout_ms": 5_000, **changes})
 
@@ -51,6 +57,7 @@ def server(shared_server: Server) -> Iterator[Server]:
     with redis.Redis(port=shared_server.port) as client:
         client.config_set("maxmemory", "0")
         client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("client-output-buffer-limit", "pubsub 32mb 8mb 60")
         client.flushall()
 
 
@@ -78,6 +85,66 @@ def connection(server: Server) -> Iterator[Connection]:
 async def async_connection(server: Server) -> AsyncIterator[AsyncConnection]:
     async with AsyncConnection(server.settings()) as connection:
         yield connection
+
+
+class CuttingProxy:
+    """A TCP proxy that can lose answers: the request reaches the server, its reply does not reach the client.
+
+    After `cut_next(n, b"XADD")` the next n connections that carry an XADD are cut when the reply to it comes.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self._lock = threading.Lock()
+        self._to_cut, self._command = 0, b""
+        self.cuts = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut_next(self, count: int, command: bytes) -> None:
+        with self._lock:
+            self._to_cut, self._command = count, command
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                carried = threading.Event()
+                for source, target, replies in ((client, server, False), (server, client, True)):
+                    threading.Thread(target=self._pump, args=(source, target, replies, carried), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, replies: bool, carried: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                if replies and carried.is_set() and self._cuts():
+                    break
+                if not replies and self._to_cut and self._command in data:
+                    carried.set()
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _cuts(self) -> bool:
+        with self._lock:
+            if not self._to_cut:
+                return False
+            self._to_cut -= 1
+            self.cuts += 1
+            return True
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[CuttingProxy]:
+    with contextlib.closing(CuttingProxy(server.port)) as proxy:
+        yield proxy
 
 
 def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
