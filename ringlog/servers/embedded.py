@@ -160,6 +160,9 @@ class EmbeddedServer:
         self._signal_all(signal.SIGKILL)
         self._wait_gone(self._stop_timeout_s)
         if self._child is not None:
+            # The guard goes after its server; a life line cut before that would tell it to remove temporary data.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(self._stop_timeout_s)
             if self._child.stdin is not None:
                 self._child.stdin.close()
             self._child.wait(self._stop_timeout_s)

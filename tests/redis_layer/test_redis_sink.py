@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import time
 from collections.abc import Iterator
 from decimal import Decimal
@@ -77,7 +75,7 @@ def running(connection: Connection) -> Iterator[RedisSink]:
 
 @pytest.fixture
 def sink(server: Any) -> Iterator[RedisSink]:
-    with Connection(server.settings(redis_retry_timeout_ms=0)) as connection, running(connection) as sink:
+    with Connection(server.settings_for(redis_retry_timeout_ms=0)) as connection, running(connection) as sink:
         yield sink
 
 
@@ -169,7 +167,7 @@ def test_a_batch_it_cannot_read_is_counted_and_the_next_one_published(
 
 def test_redis_down_costs_the_oldest_rows_and_never_the_writer(own_server: Any, until: Any) -> None:
     """While Redis is down offers return at once and memory stays bounded; after it is back the newest rows arrive."""
-    with Connection(own_server.settings(redis_retry_timeout_ms=0)) as connection, running(connection) as sink:
+    with Connection(own_server.settings_for(redis_retry_timeout_ms=0)) as connection, running(connection) as sink:
         own_server.kill()
         sink.offer(batch_of([{}]))
         until(lambda: sink.stats().pending == 1)
@@ -182,7 +180,7 @@ def test_redis_down_costs_the_oldest_rows_and_never_the_writer(own_server: Any, 
         own_server.start()
         until(lambda: settled(sink))
         assert balanced(sink)
-        with redis.Redis(port=own_server.port) as raw:
+        with own_server.bare() as raw:
             newest = raw.xrevrange(STREAM, count=1)[0][1]
             assert int(newest[b"seq"]) == 30_000
             assert raw.xlen(STREAM) == min(10_000, sink.stats().published)
@@ -190,11 +188,11 @@ def test_redis_down_costs_the_oldest_rows_and_never_the_writer(own_server: Any, 
 
 def test_a_stopped_redis_never_holds_up_an_offer(own_server: Any, until: Any) -> None:
     """With the server stopped in its tracks offers still only count; once it goes on, so does the publishing."""
-    settings = own_server.settings(redis_retry_timeout_ms=0, redis_timeout_ms=100)
+    settings = own_server.settings_for(redis_retry_timeout_ms=0, redis_timeout_ms=100)
     with Connection(settings) as connection, running(connection) as sink:
         sink.offer(batch_of([{}]))
         until(lambda: settled(sink))
-        os.kill(own_server.pid, signal.SIGSTOP)
+        own_server.stop_signal()
         try:
             for number in range(200):
                 sink.offer(batch_of([{}] * 100, first_seq=1 + 100 * number))
@@ -202,7 +200,7 @@ def test_a_stopped_redis_never_holds_up_an_offer(own_server: Any, until: Any) ->
             assert stats.published == 1
             assert balanced(sink)
         finally:
-            os.kill(own_server.pid, signal.SIGCONT)
+            own_server.continue_signal()
         until(lambda: settled(sink))
         assert balanced(sink)
         assert sink.stats().published >= PENDING_ROWS_MAX
@@ -223,7 +221,7 @@ def test_out_of_memory_is_counted_as_refused_and_passes(sink: RedisSink, raw: re
 
 def test_closing_while_redis_is_down_ends_and_counts(own_server: Any, until: Any) -> None:
     """close() gives up what it cannot publish, counts it, and leaves no thread behind."""
-    with Connection(own_server.settings(redis_retry_timeout_ms=0)) as connection:
+    with Connection(own_server.settings_for(redis_retry_timeout_ms=0)) as connection:
         sink = RedisSink(connection)
         sink.start()
         own_server.kill()
@@ -236,7 +234,7 @@ def test_closing_while_redis_is_down_ends_and_counts(own_server: Any, until: Any
 
 def test_closing_publishes_what_is_left(server: Any, raw: redis.Redis) -> None:
     """A clean stop loses nothing that was offered."""
-    with Connection(server.settings(redis_retry_timeout_ms=0)) as connection:
+    with Connection(server.settings_for(redis_retry_timeout_ms=0)) as connection:
         sink = RedisSink(connection)
         sink.start()
         sink.offer(batch_of([{}] * 2_000))
@@ -248,7 +246,7 @@ def test_lost_acknowledgements_make_copies_that_consumers_drop(
     server: Any, proxy: Any, connection: Connection, until: Any
 ) -> None:
     """When XADD's answer is lost the sink sends again; the consumer still sees every (lane, seq) exactly once."""
-    settings = server.settings(redis_port=proxy.port, redis_retry_timeout_ms=0)
+    settings = server.settings_for(redis_port=proxy.port, redis_retry_timeout_ms=0)
     with Connection(settings) as through_proxy, running(through_proxy) as sink:
         proxy.cut_next(4, b"XADD")
         sink.offer(batch_of([{}] * 1_500))

@@ -206,7 +206,7 @@ def test_the_memory_of_copies_is_bounded(connection: Connection, raw: redis.Redi
 
 
 def test_a_burst_never_takes_a_stream_over_its_limit_and_the_gap_is_exact(
-    connection: Connection, raw: redis.Redis
+    connection: Connection, raw: redis.Redis, server: Any
 ) -> None:
     """While 30,000 events pour in, XLEN never passes 10,000; a reader left behind learns how many it lost."""
     reader, producer = consumer(connection), StreamProducer(connection)
@@ -216,7 +216,7 @@ def test_a_burst_never_takes_a_stream_over_its_limit_and_the_gap_is_exact(
     done = threading.Event()
 
     def watch() -> None:
-        with redis.Redis(port=raw.get_connection_kwargs()["port"]) as client:
+        with server.bare() as client:
             while not done.is_set():
                 lengths.append(client.xlen(STREAM))
 
