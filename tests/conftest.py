@@ -26,6 +26,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("QDB_CLIENT_CONF", None)
 
 
+def pytest_report_header() -> str:
+    """Which of the two rings runs: the C ring where it was built, unless RINGLOG_RING says otherwise."""
+    from ringlog.ring import IMPLEMENTATION
+
+    return f"ring: {IMPLEMENTATION}"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out the tiers that were not asked for, and counts them for the summary."""
     left_out: dict[str, list[pytest.Item]] = {tier: [] for tier in TIERS}
