@@ -71,7 +71,7 @@ BOARD_HEADER = struct.Struct("<8sI")
 BOARD_REFUSE_OFFSET = 128  # 0: accepting, else a BoardReason
 BOARD_EPOCH_OFFSET = 256  # the writer's lease epoch
 BOARD_BEAT_OFFSET = 264  # when the writer last finished a tick, microseconds since the epoch
-BOARD_STATUS_OFFSET = 1024  # the writer's status as length-prefixed JSON under a sequence count
+BOARD_STATUS_OFFSET = 1024  # the writer's status: a sequence count (odd while it is being written), a length, JSON
 BOARD_BYTES = 64 * 1024
 
 

@@ -55,6 +55,7 @@ class Appender:
         self._lane_bytes = lane_bytes
         self._lane: OwnedLane | None = None
         self._claim_not_before = 0.0
+        self._left: dict[int, int] = {}
         self._ring = new_ring(self.layout, Coercion(self.layout, self._defaults), self._recover)
         self.append = new_appender(self._ring, {}, self._defaults)
         self._names = tuple(field.name for field in self.layout.fields)
@@ -89,6 +90,16 @@ class Appender:
     def accepted(self) -> int:
         """How many records the present lane has accepted."""
         return self._ring.head
+
+    @property
+    def lane(self) -> int | None:
+        """The lane that is written now; None before the first claim and after `close`."""
+        return self._lane.card.lane if self._lane is not None else None
+
+    def accepted_by_lane(self) -> dict[str, int]:
+        """How many records each lane of this process has accepted, by the lane as 16 hexadecimal digits."""
+        counts = {**self._left, **({} if self._lane is None else {self._lane.card.lane: self._ring.head})}
+        return {f"{lane:016x}": count for lane, count in counts.items()}
 
     def refused(self) -> dict[str, int]:
         """How many records were refused, by reason: full, board, budget, reentrant, closed."""
@@ -130,6 +141,8 @@ class Appender:
             return Refused.BUDGET
         if self._lane is not None:
             # Retired, or our parent's: neither may be written, and only its owner may say how it is left.
+            if self._lane.is_ours:
+                self._left[self._lane.card.lane] = self._ring.head
             self._ring.detach()
             self._lane.forget()
             self._lane = None
@@ -148,6 +161,8 @@ class Appender:
         """Leaves the lane to the writer; later appends return False, counted as closed."""
         self._ring.detach()
         if self._lane is not None:
+            if self._lane.is_ours:
+                self._left[self._lane.card.lane] = self._ring.head
             self._lane.close()
             self._lane = None
 

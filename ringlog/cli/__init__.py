@@ -20,6 +20,8 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 # name: (where the command is, its help in one line: kept here so that --help loads none of them)
 COMMANDS = {
+    "demo": ("ringlog.cli.demo:demo", "Trade a market through every part of ringlog, and check every record."),
+    "writer": ("ringlog.cli.writer:writer", "Drain the instance's lanes into QuestDB, in the foreground."),
     "up": ("ringlog.cli.servers:up", "Start the embedded servers in the background."),
     "down": ("ringlog.cli.servers:down", "Stop the embedded servers that `up` started."),
     "status": ("ringlog.cli.servers:status", "Show the embedded servers and how to reach them."),

@@ -14,10 +14,15 @@ from ringlog.layout import (
     BOARD_HEADER,
     BOARD_MAGIC,
     BOARD_REFUSE_OFFSET,
+    BOARD_STATUS_OFFSET,
     LAYOUT_VERSION,
     BoardReason,
 )
 from ringlog.ring import load, store
+
+_STATUS_AT = BOARD_STATUS_OFFSET + 16
+STATUS_BYTES_MAX = BOARD_BYTES - _STATUS_AT
+STATUS_READS_MAX = 100
 
 
 class Board:
@@ -78,6 +83,27 @@ class Board:
     def beat(self, now_us: int) -> None:
         """Notes that the writer finished a tick."""
         store(self.memory, BOARD_BEAT_OFFSET, now_us)
+
+    def write_status(self, status: bytes) -> None:
+        """Replaces the writer's status, JSON that `ringlog top` and the demo read. Raises ValueError where too long."""
+        if len(status) > STATUS_BYTES_MAX:
+            raise ValueError(f"status: got {len(status)} bytes, wanted at most {STATUS_BYTES_MAX}")
+        # SYNC POINT status: an odd count first and an even one last, so that a reader sees when it read a mixture.
+        count = load(self.memory, BOARD_STATUS_OFFSET) & ~1
+        store(self.memory, BOARD_STATUS_OFFSET, count + 1)
+        store(self.memory, BOARD_STATUS_OFFSET + 8, len(status))
+        self.memory[_STATUS_AT : _STATUS_AT + len(status)] = status
+        store(self.memory, BOARD_STATUS_OFFSET, count + 2)
+
+    def read_status(self) -> bytes:
+        """The writer's latest status; empty where there is none, or it kept changing while it was read."""
+        for _ in range(STATUS_READS_MAX):
+            before = load(self.memory, BOARD_STATUS_OFFSET)
+            length = load(self.memory, BOARD_STATUS_OFFSET + 8)
+            status = bytes(self.memory[_STATUS_AT : _STATUS_AT + min(length, STATUS_BYTES_MAX)])
+            if before % 2 == 0 and load(self.memory, BOARD_STATUS_OFFSET) == before:
+                return status
+        return b""
 
     @property
     def beat_us(self) -> int:

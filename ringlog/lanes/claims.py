@@ -88,13 +88,18 @@ class OwnedLane:
         return self.segment.memory
 
     @property
+    def is_ours(self) -> bool:
+        """Whether this process claimed the lane, and is not a forked child of the one that did."""
+        return os.getpid() == self.card.owner_pid
+
+    @property
     def is_retired(self) -> bool:
         """Whether the writer has adopted this lane, so that it must not be written any more."""
         return load(self.memory, STATE_OFFSET) == LaneState.RETIRED
 
     def close(self) -> None:
         """Leaves the lane in order: the writer drains what is in it and unlinks it. Does nothing to a parent's lane."""
-        if os.getpid() == self.card.owner_pid and load(self.memory, STATE_OFFSET) == LaneState.OPEN:
+        if self.is_ours and load(self.memory, STATE_OFFSET) == LaneState.OPEN:
             store(self.memory, STATE_OFFSET, LaneState.CLOSED)
         self._lock.release()
 

@@ -283,6 +283,20 @@ class LaneDirectory:
         self.lanes.clear()
 
 
+def remove_instance(instance: Instance) -> None:
+    """Removes the board, and every lane whose owner is gone with whatever it still holds: for instances that were only
+    ever temporary. Raises LaneError where a lane is still owned."""
+    for card in cards(instance):
+        if is_locked(instance.lock_path(card.lane)):
+            raise LaneError(f"instance {instance.runtime_dir}: got lane {card.lane:016x} owned by pid {card.owner_pid}")
+    with claims_lock(instance):
+        for card in cards(instance):
+            unlink_segment(card.segment)
+            instance.lock_path(card.lane).unlink(missing_ok=True)
+            instance.card_path(card.lane).unlink(missing_ok=True)
+        unlink_segment(instance.board_name)
+
+
 class Lease:
     """The one writer of an instance: a lock for its life, and an epoch on the board for what it may still do."""
 

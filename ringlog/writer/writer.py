@@ -9,6 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 
+import msgspec
+import psutil
+
 from ringlog.decode import Slots
 from ringlog.errors import RinglogError, WriterRunning
 from ringlog.lanes.claims import open_board
@@ -26,6 +29,7 @@ logger = logging.getLogger("ringlog.writer")
 POLL_SECONDS = 0.01  # how often lanes are looked at between ticks, for their high-water mark
 ADOPT_INTERVAL_SECONDS = 0.5
 METRICS_INTERVAL_SECONDS = 10.0
+STATUS_INTERVAL_SECONDS = 1.0
 INTERVAL_SECONDS_MAX = 1.0
 
 
@@ -54,7 +58,9 @@ class Writer:
         self._stop = threading.Event()
         self._base_interval = settings.drain_interval_ms / 1000
         self._interval = self._base_interval
+        self._process = psutil.Process()
         self._adopt_at = 0.0
+        self._status_at = 0.0
         self._metrics_at = time.monotonic() + METRICS_INTERVAL_SECONDS
 
     def stop(self) -> None:
@@ -94,7 +100,23 @@ class Writer:
         if now >= self._metrics_at:
             self._metrics_at = now + METRICS_INTERVAL_SECONDS
             self._report()
+        if now >= self._status_at:
+            self._status_at = now + STATUS_INTERVAL_SECONDS
+            self._publish_status()
         self._board.beat(time.time_ns() // 1000)
+
+    def _publish_status(self) -> None:
+        """What `ringlog top` and the demo read from the board."""
+        memory = self._process.memory_info()
+        status = {
+            "pid": os.getpid(),
+            "epoch": self._epoch,
+            "interval_ms": self._interval * 1e3,
+            "rss_bytes": memory.rss,
+            "lanes": len(self._directory.lanes),
+            **self.statistics.summary(),
+        }
+        self._board.write_status(msgspec.json.encode(status))
 
     def _groups(self) -> dict[RecordLayout, list[LaneReader]]:
         groups: dict[RecordLayout, list[LaneReader]] = {}
@@ -152,10 +174,14 @@ class Writer:
         before = self._interval
         if seconds > before:
             self._interval = min(before * 2, max(INTERVAL_SECONDS_MAX, self._base_interval))
-            logger.warning("tick took %.0f ms interval_ms=%.0f was=%.0f", seconds * 1e3, self._interval * 1e3, before * 1e3)
+            logger.warning(
+                "tick took %.0f ms interval_ms=%.0f was=%.0f", seconds * 1e3, self._interval * 1e3, before * 1e3
+            )
         elif seconds < before / 4 and before > self._base_interval:
             self._interval = max(before / 2, self._base_interval)
-            logger.info("tick took %.0f ms interval_ms=%.0f was=%.0f", seconds * 1e3, self._interval * 1e3, before * 1e3)
+            logger.info(
+                "tick took %.0f ms interval_ms=%.0f was=%.0f", seconds * 1e3, self._interval * 1e3, before * 1e3
+            )
 
     def _report(self) -> None:
         if self._delivery.is_open("performance_metrics") and self._delivery.has_room:
@@ -174,6 +200,7 @@ class Writer:
             if all(lanes[lane].tail >= head for lane, head in heads.items() if lane in lanes):
                 break
             time.sleep(0.005)
+        self._publish_status()
         left = sum(reader.head - reader.tail for reader in self._directory.lanes.values())
         logger.info("writer stopped rows=%d left_in_lanes=%d", self.statistics.rows, left)
 

@@ -1,0 +1,79 @@
+"""`ringlog demo`: the main job, end to end, with a real server."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from ringlog.settings import Settings
+
+READING = """
+To read the data back, start the server on it again and, in Python:
+  $ eval "$(ringlog up questdb --data-dir {directory})"
+  psycopg:  connection = psycopg.connect(host="127.0.0.1", port={port}, user="{user}", dbname="qdb", autocommit=True,
+                                         password=os.environ["RINGLOG_QUESTDB_PASSWORD"])
+            connection.execute("SELECT * FROM trades LIMIT 10").fetchall()
+  pandas:   cursor = connection.execute("SELECT * FROM trades")
+            pandas.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.description])
+"""
+
+
+def _rate(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
+    if text is None or text == "max":
+        return None if text is None else 0.0
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise click.BadParameter(f"got {text!r}, wanted records/s above 0, or max")
+    return rate
+
+
+def _reading(settings: Settings, keep: Path | None) -> str:
+    directory = keep.absolute() if keep else "DIR"
+    text = READING.format(directory=directory, port=settings.questdb_pg_port, user=settings.questdb_user)
+    return text if keep else "The data is gone with its server: `ringlog demo --keep DIR` keeps it." + text
+
+
+@click.command("demo")
+@click.option("--input", "recording", type=click.Path(path_type=Path), help="A recorded exchange feed to trade.")
+@click.option("--producers", type=click.IntRange(1, 64), default=4, show_default=True, help="Executor processes.")
+@click.option("--rate", callback=_rate, help="Records/s of all executors together, or max.  [default: 10000]")
+@click.option(
+    "--seconds", type=click.FloatRange(0.1, 3600), default=10.0, show_default=True, help="Of a generated market."
+)
+@click.option("--speed", type=click.FloatRange(0.01), default=30.0, show_default=True, help="Of the recording.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the generated market.")
+@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep the data in this directory.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+def demo(
+    recording: Path | None, producers: int, rate: float | None, seconds: float, speed: float, seed: int,
+    keep: Path | None, as_json: bool,
+) -> int:  # fmt: skip
+    """Paper-trade a market through executor processes, a writer and an embedded QuestDB, and check every record.
+
+    The market is a recorded exchange feed (--input; --speed or --rate set the pace) or a generated random walk. Exits 0
+    only if every accepted record is in QuestDB exactly once.
+    """
+    import msgspec
+
+    from ringlog.demo.session import Options, run_session
+    from ringlog.demo.view import View
+
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    pace = rate if rate is not None else (0.0 if recording else 10_000.0)
+    options = Options(
+        recording=recording, producers=producers, rate=pace, seconds=seconds,
+        speed=0.0 if rate == 0.0 else speed, seed=seed, keep=keep,
+    )  # fmt: skip
+    with View(quiet=as_json) as view:
+        report, settings = run_session(options, view)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    else:
+        view.summarise(report, _reading(settings, keep))
+    return 0 if report.is_exact else 1

@@ -1,0 +1,40 @@
+"""`ringlog writer`: the writer in the foreground, for a supervisor."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from typing import Any
+
+import click
+
+from ringlog.settings import Settings
+
+
+@click.command("writer")
+@click.option("--runtime-dir", help="The instance's runtime directory (RINGLOG_RUNTIME_DIR).")
+@click.option("--drain-interval-ms", type=click.IntRange(1, 10_000), help="How often lanes are drained.")
+@click.option("--batch-rows-max", type=click.IntRange(1), help="The most rows of one request.")
+@click.option(
+    "--stop-timeout-ms", type=click.IntRange(0), help="How long SIGTERM may take to deliver what is in lanes."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log at level DEBUG.")
+def writer(verbose: bool, **flags: Any) -> None:
+    """Drain the instance's lanes into QuestDB until SIGTERM or Ctrl-C; logs go to stdout.
+
+    Exits 0 after SIGTERM, 1 where another writer runs already (naming it).
+    """
+    from ringlog.questdb.sink import QuestdbSink
+    from ringlog.writer import Writer
+
+    logging.basicConfig(
+        stream=sys.stdout,
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    settings = Settings.from_environment(**flags)
+    process = Writer(settings, QuestdbSink(settings))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: process.stop())
+    process.run()

@@ -1,0 +1,200 @@
+"""Markets to trade: a recorded exchange feed, or a seeded random walk.
+
+A recording is what a receiver of Binance's combined streams wrote down: a line holds the local receive time in
+nanoseconds since the epoch, a space, and the message as JSON. The receiver's clock need not agree with the
+exchange's, so what can be said of a message's way is its jitter: receive time minus event time, minus the smallest
+such difference of the recording.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ringlog.errors import RinglogError
+
+GZIP_MAGIC = b"\x1f\x8b"
+# Longest first: BTCFDUSD ends in USD too.
+QUOTE_SYMBOLS = ("FDUSD", "USDT", "USDC", "BUSD", "TUSD", "USD", "EUR", "BTC", "ETH", "BNB", "SOL")
+
+
+class FeedError(RinglogError):
+    """A recording cannot be read at all; the message names the file and what was wrong."""
+
+
+class BookTop(msgspec.Struct, frozen=True):
+    """The best bid and ask at a time."""
+
+    bid: float
+    ask: float
+
+    @property
+    def middle(self) -> float:
+        return (self.bid + self.ask) / 2
+
+
+class MarketTrade(msgspec.Struct, frozen=True):
+    """A trade of the market: price and quantity as the exchange gave them, times in microseconds since the epoch."""
+
+    symbol: str
+    trade_id: int
+    price: float
+    quantity: float
+    is_buyer_maker: bool
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One line of a recording. `event_us` is None where the exchange gave no event time (spot bookTicker)."""
+
+    line: int
+    stream: str
+    receive_us: int
+    event_us: int | None
+    trade: MarketTrade | None = None
+    book: BookTop | None = None
+
+
+class _Data(msgspec.Struct):
+    e: str = ""
+    E: int | None = None
+    s: str = ""
+    t: int = 0
+    p: str | None = None
+    q: str | None = None
+    m: bool = False
+    b: Any = None
+    a: Any = None
+
+
+class _Envelope(msgspec.Struct):
+    """A combined stream's message; a snapshot or an answer to a subscription is a message of no stream."""
+
+    stream: str = ""
+    data: _Data = msgspec.field(default_factory=_Data)
+
+
+_decode = msgspec.json.Decoder(_Envelope).decode
+
+
+def read_recording(path: Path, on_broken: Callable[[int, str], None]) -> Iterator[Message]:
+    """The messages of a recording (plain or gzip), in order.
+
+    A broken line is told to `on_broken(line number, reason)` and the rest goes on; so is a truncated gzip file, whose
+    readable lines all come first. Raises FeedError where the file cannot be opened.
+    """
+    try:
+        with path.open("rb") as raw:
+            is_gzip = raw.read(2) == GZIP_MAGIC
+        stream = gzip.open(path, "rb") if is_gzip else path.open("rb")  # noqa: SIM115 (closed by the `with` below)
+    except OSError as error:
+        raise FeedError(f"recording {path}: got {error.strerror}, wanted a readable file") from None
+    number = 0
+    with stream:
+        lines = iter(stream)
+        while True:
+            try:
+                line = next(lines, None)
+            except (EOFError, OSError, zlib.error) as error:
+                on_broken(number + 1, f"the file ends in the middle: {error}")
+                return
+            if line is None:
+                return
+            number += 1
+            try:
+                yield _message(number, line)
+            except (ValueError, msgspec.MsgspecError) as error:
+                on_broken(number, str(error))
+
+
+def _message(number: int, line: bytes) -> Message:
+    stamp, separator, text = line.partition(b" ")
+    if not separator or not stamp.isdigit():
+        raise ValueError(f"got {line[:40]!r}, wanted a receive time in nanoseconds, a space and a JSON object")
+    envelope = _decode(text)
+    data = envelope.data
+    receive_us = int(stamp) // 1000
+    event_us = data.E * 1000 if data.E is not None else None
+    if data.e == "trade":
+        if data.p is None or data.q is None:
+            raise ValueError("got a trade without price (p) or quantity (q)")
+        price, quantity = float(data.p), float(data.q)
+        if not (0 < price < float("inf") and 0 <= quantity < float("inf")):
+            raise ValueError(f"got price {data.p} and quantity {data.q}, wanted finite numbers above 0")
+        trade = MarketTrade(data.s, data.t, price, quantity, data.m)
+        return Message(number, envelope.stream, receive_us, event_us, trade=trade)
+    if envelope.stream.endswith("@bookTicker"):
+        return Message(number, envelope.stream, receive_us, event_us, book=BookTop(float(data.b), float(data.a)))
+    return Message(number, envelope.stream, receive_us, event_us)
+
+
+class Survey(msgspec.Struct):
+    """What a first reading of a recording finds."""
+
+    messages: int = 0
+    trades: int = 0
+    timed: int = 0  # messages with an event time
+    broken: int = 0
+    first_broken: list[tuple[int, str]] = msgspec.field(default_factory=list)
+    first_us: int = 0
+    last_us: int = 0
+    clock_offset_us: int = 0  # the smallest receive minus event time: taken for the clocks' difference
+
+    @property
+    def seconds(self) -> float:
+        return (self.last_us - self.first_us) / 1e6
+
+
+def survey(path: Path) -> Survey:
+    """Reads a recording once. Raises FeedError where it cannot be opened or holds no message."""
+    found = Survey()
+
+    def note(line: int, reason: str) -> None:
+        found.broken += 1
+        if len(found.first_broken) < 10:
+            found.first_broken.append((line, reason))
+
+    offset: int | None = None
+    for message in read_recording(path, note):
+        found.first_us = found.first_us or message.receive_us
+        found.last_us = message.receive_us
+        found.messages += 1
+        found.trades += message.trade is not None
+        if message.event_us is not None:
+            found.timed += 1
+            difference = message.receive_us - message.event_us
+            offset = difference if offset is None else min(offset, difference)
+    if not found.messages:
+        reason = f": line {found.first_broken[0][0]}: {found.first_broken[0][1]}" if found.broken else ""
+        raise FeedError(f"recording {path}: got no message, wanted at least one{reason}")
+    found.clock_offset_us = offset or 0
+    return found
+
+
+def split_symbol(symbol: str) -> tuple[str, str]:
+    """Base and quote of an exchange's symbol: BTCUSDT is (BTC, USDT); a quote that is not listed is UNKNOWN."""
+    for quote in QUOTE_SYMBOLS:
+        if symbol.endswith(quote) and len(symbol) > len(quote):
+            return symbol.removesuffix(quote), quote
+    return symbol or "UNKNOWN", "UNKNOWN"
+
+
+def random_walk(seed: int, steps: int = 4_096) -> Iterator[tuple[MarketTrade, BookTop]]:
+    """A generated market without end: a seeded geometric random walk around 150 USDC for a SOL."""
+    generator = np.random.default_rng(seed)
+    price = 150.0
+    for block in itertools.count():
+        moves = np.exp(generator.normal(0.0, 2e-5, steps))
+        sizes = generator.lognormal(0.0, 1.0, steps)
+        sells = generator.random(steps) < 0.5
+        for i in range(steps):
+            price *= float(moves[i])
+            book = BookTop(price * 0.99995, price * 1.00005)
+            paid = book.bid if sells[i] else book.ask
+            yield MarketTrade("SOLUSDC", block * steps + i, paid, float(sizes[i]), bool(sells[i])), book

@@ -1,0 +1,81 @@
+"""The probe: asks QuestDB again and again which records it can see, to say how fresh the data is."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable
+
+import numpy as np
+import psycopg
+
+from ringlog.settings import Settings
+
+INTERVAL_SECONDS = 0.02
+TABLES = ("trades", "latencies")
+
+
+def connect(settings: Settings) -> psycopg.Connection[tuple[object, ...]]:
+    """A connection over QuestDB's PG wire."""
+    return psycopg.connect(
+        host=settings.questdb_host,
+        port=settings.questdb_pg_port,
+        user=settings.questdb_user,
+        password=settings.questdb_password.reveal(),
+        dbname="qdb",
+        autocommit=True,
+        connect_timeout=5,
+    )
+
+
+class Probe:
+    """A thread that notes, for each lane, up to which seq a query sees its rows, and when that query ended."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
+        self._seen: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        self.stored = dict.fromkeys(TABLES, 0)
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(psycopg.Error), connect(self._settings) as connection:
+                self._poll(connection)
+            self._stop.wait(INTERVAL_SECONDS)
+
+    def _poll(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
+        while not self._stop.is_set():
+            began = time.monotonic()
+            for table in TABLES:
+                rows = connection.execute(f"SELECT lane, max(seq), count() FROM {table}").fetchall()  # noqa: S608
+                now_ns = time.monotonic_ns()
+                self.stored[table] = sum(int(str(row[2])) for row in rows)
+                for lane, seq, _ in rows:
+                    seen = self._seen.setdefault((table, int(str(lane))), [])
+                    if not seen or seen[-1][0] < int(str(seq)):
+                        seen.append((int(str(seq)), now_ns))
+            # A query over many rows takes its time: never more than a sixth of a core goes into asking.
+            self._stop.wait(max(INTERVAL_SECONDS, 5 * (time.monotonic() - began)))
+
+    def freshness_ms(self, samples: Iterable[tuple[str, int, int, int]]) -> list[float]:
+        """For each sample (table, lane, seq, appended at in ns) the time until a query saw it; unseen ones left out."""
+        found = []
+        for table, lane, seq, appended_ns in samples:
+            seen = self._seen.get((table, lane), [])
+            at = int(np.searchsorted([known for known, _ in seen], seq))
+            if at < len(seen):
+                found.append((seen[at][1] - appended_ns) / 1e6)
+        return found

@@ -1,0 +1,57 @@
+"""The check at the end: every accepted record is in QuestDB exactly once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import msgspec
+
+from ringlog.demo.probe import connect
+from ringlog.settings import Settings
+
+
+class Verdict(msgspec.Struct):
+    """Counts over all tables; `lost` and `duplicated` are records that are not in their table, or more than once."""
+
+    accepted: int = 0
+    stored: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    foreign: int = 0  # rows of lanes that none of the executors owned
+
+    @property
+    def is_exact(self) -> bool:
+        return self.lost == self.duplicated == self.foreign == 0 and self.stored == self.accepted
+
+
+def verify(settings: Settings, accepted: Mapping[str, Mapping[str, int]], timeout_seconds: float) -> Verdict:
+    """Compares table by table and lane by lane: `accepted` maps table to lane (hexadecimal) to its records.
+
+    A lane that accepted n records must have exactly the rows of seq 0 to n - 1. Asks until that is so, at most for
+    `timeout_seconds`. Raises psycopg.Error where the server cannot be asked.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        verdict = _compare(settings, accepted)
+        if verdict.is_exact or time.monotonic() > deadline:
+            return verdict
+        time.sleep(0.1)
+
+
+def _compare(settings: Settings, accepted: Mapping[str, Mapping[str, int]]) -> Verdict:
+    verdict = Verdict()
+    with connect(settings) as connection:
+        for table, lanes in accepted.items():
+            query = f"SELECT lane, count(), count_distinct(seq), min(seq), max(seq) FROM {table}"  # noqa: S608
+            rows = {int(str(lane)): tuple(map(int, map(str, rest))) for lane, *rest in connection.execute(query)}
+            for name, wanted in lanes.items():
+                count, distinct, first, last = rows.pop(int(name, 16), (0, 0, 0, -1))
+                outside = max(0, last - wanted + 1) + max(0, -first)
+                verdict.accepted += wanted
+                verdict.stored += count
+                verdict.duplicated += count - distinct
+                verdict.lost += max(0, wanted - distinct)
+                verdict.foreign += outside
+            verdict.foreign += sum(count for count, *_ in rows.values())
+    return verdict
