@@ -9,6 +9,9 @@
     ├── LaneError               a segment, lock file or runtime directory cannot be used
     │   ├── SegmentRefused      wrong magic, version, size, owner or type; the file is left as it is
     │   └── SharedMemoryFull    /dev/shm has no room for the segment
+    ├── SpoolError              the local disk queue cannot take or give records; nothing was dropped
+    │   ├── SpoolFull           its cap or the disk is reached: the same call may succeed later
+    │   └── SpoolUnusable       missing, unwritable, someone else's, of another version, foreign: mend it by hand
     ├── WriterRunning           another writer holds this instance's lease
     ├── SchemaMismatch          a server's table differs from the record type: run `ringlog migrate`
     ├── ServerError             a database or the way to it
@@ -58,6 +61,18 @@ class SegmentRefused(LaneError):
 
 class SharedMemoryFull(LaneError):
     """Shared memory has no room for a segment; the message says how much was needed."""
+
+
+class SpoolError(RinglogError):
+    """The local disk (spool, ledger, dead letters) cannot take or give records; nothing was dropped."""
+
+
+class SpoolFull(SpoolError):
+    """The spool's cap or the disk is reached: nothing of this call was kept, and it may succeed later."""
+
+
+class SpoolUnusable(SpoolError):
+    """A directory or file is not what it must be; it is left as it is, and the message names it."""
 
 
 class WriterRunning(RinglogError):
