@@ -14,14 +14,12 @@ import stat
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-from numpy.typing import NDArray
+from typing import TypeVar
 
 from ringlog.errors import SpoolError, SpoolFull, SpoolUnusable
 
 T = TypeVar("T")
-Chunk = bytes | bytearray | memoryview | NDArray[Any]
+Chunk = bytes | bytearray | memoryview
 
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 RESERVE_BYTES = 8 * 1024 * 1024
@@ -66,10 +64,7 @@ class System:
 
 
 def write_all(system: System, descriptor: int, chunks: Sequence[Chunk], offset: int) -> int:
-    """Writes all bytes of `chunks` at `offset`, going on after short writes; returns how many. Raises OSError.
-
-    A chunk that is an array must be contiguous.
-    """
+    """Writes all bytes of `chunks` at `offset`, going on after short writes; returns how many. Raises OSError."""
     views = [memoryview(chunk).cast("B") for chunk in chunks]
     total = sum(len(view) for view in views)
     written = 0
@@ -271,4 +266,3 @@ def close_quietly(descriptor: int) -> None:
     """Closes a file that is being given up; its errors no longer matter."""
     with contextlib.suppress(OSError):
         os.close(descriptor)
-

@@ -14,8 +14,6 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from ringlog.disk import Chunk
 from ringlog.records import RecordLayout
 from ringlog.sinks.contract import Span
@@ -104,12 +102,12 @@ def parse_file_header(start: bytes) -> FileHeader | None:
 def _file_header_at(start: bytes, offset: int) -> FileHeader | None:
     if len(start) - offset < _FILE.size or start[offset : offset + 8] != FILE_MAGIC:
         return None
-    magic, version, header_bytes, layout_bytes, crc, *fields = _FILE.unpack_from(start, offset)
+    magic, version, header_bytes, layout_bytes, crc, file_id, ordinal, row = _FILE.unpack_from(start, offset)
     layout_json = start[offset + _FILE.size : offset + _FILE.size + layout_bytes]
-    blank = _FILE.pack(magic, version, header_bytes, layout_bytes, 0, *fields) + layout_json
+    blank = _FILE.pack(magic, version, header_bytes, layout_bytes, 0, file_id, ordinal, row) + layout_json
     if zlib.crc32(blank) != crc or version != VERSION:
         return None
-    return FileHeader(version, header_bytes, *fields, layout_json)
+    return FileHeader(version, header_bytes, file_id, ordinal, row, layout_json)
 
 
 def foreign_version(start: bytes) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,17 +25,25 @@ _BEFORE_HEADER = -1
 class Replay(msgspec.Struct, frozen=True):
     """What one read of a spool gives: consecutive frames of one layout, merged.
 
-    `slots` has `rows` raw slots (layout.dtype) in the order of `spans`; where only damage was met `rows` is 0 and
-    `layout` None. Confirming `through` confirms this replay and all read before it.
+    `slots` has the raw slots (uint8, rows * slot_bytes) in the order of `spans`; where only damage was met `rows` is 0
+    and `layout` None. Confirming `through` confirms this replay and all read before it.
     """
 
     table: str
     layout: RecordLayout | None
     spans: tuple[Span, ...]
     rows: int
-    slots: NDArray[Any]
+    slots: NDArray[np.uint8]
     damages: tuple[Damage, ...]
     through: Position
+
+    def runs(self) -> Iterator[tuple[Span, NDArray[np.uint8]]]:
+        """Each span with its part of `slots`: what a decoder takes."""
+        offset = 0
+        for span in self.spans:
+            length = span.rows * (len(self.slots) // self.rows)
+            yield span, self.slots[offset : offset + length]
+            offset += length
 
 
 class Reader:
@@ -113,8 +120,7 @@ class Reader:
             layout = None
         if not rows and not damages:
             return None
-        taken: NDArray[Any] = slots[:filled] if layout is None else slots[:filled].view(layout.dtype)
-        return Replay(self.table, layout, tuple(spans), rows, taken, tuple(damages), self.position)
+        return Replay(self.table, layout, tuple(spans), rows, slots[:filled], tuple(damages), self.position)
 
     def _pass(self, header: FrameHeader) -> None:
         self._offset += header.frame_bytes
@@ -184,9 +190,7 @@ class Reader:
             name, offset = (file.name, self._offset) if file is not None else ("", 0)
             kind = DamageKind.MISSING
             damages.append(
-                Damage(
-                    table=self.table, kind=kind, file=name, offset=offset, bytes=0, spans=(), rows=lost, kept=""
-                )
+                Damage(table=self.table, kind=kind, file=name, offset=offset, bytes=0, spans=(), rows=lost, kept="")
             )
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from ringlog.disk import Directory, Reserve, System
 from ringlog.errors import SpoolFull
 from ringlog.records import RecordLayout
@@ -71,21 +69,22 @@ class Spool:
         """The tables that have something to replay."""
         return [name for name, table in self._tables.items() if table.bytes]
 
-    def append(self, layout: RecordLayout, spans: Sequence[Span], slots: Sequence[NDArray[Any]]) -> None:
+    def append(self, layout: RecordLayout, spans: Sequence[Span], slots: Sequence[Any]) -> None:
         """Adds the records of a batch, durable when this returns: file and directory are fsynced.
 
-        `slots` are contiguous arrays of `layout.dtype` (for instance the two halves of a ring), together the rows of
-        `spans` in order; they are read twice and not kept. Raises SpoolFull (cap or disk: nothing of the batch was
-        kept, nothing was dropped) and SpoolUnusable (the disk fails); ValueError where rows and spans disagree.
+        `slots` are contiguous buffers of raw slots (for instance the two halves of a ring, as they lie in shared
+        memory), together the rows of `spans` in order; they are read twice and not kept. Raises SpoolFull (cap or
+        disk: nothing of the batch was kept, nothing was dropped) and SpoolUnusable (the disk fails); ValueError where
+        rows and spans disagree.
         """
         rows = sum(span.rows for span in spans)
-        got = sum(chunk.nbytes for chunk in slots)
+        raw = [memoryview(chunk).cast("B") for chunk in slots]
+        got = sum(len(chunk) for chunk in raw)
         if not rows or got != rows * layout.slot_bytes:
             wanted = f"{rows} rows of {layout.slot_bytes} bytes, at least one"
             raise ValueError(f"{layout.table}: got {got} bytes of slots, wanted {wanted}")
         if not self.reserve.refill():
             raise SpoolFull(f"{self.path}: got a full disk, wanted room for the reserve first")
-        raw = [chunk.view("u1") for chunk in slots if chunk.nbytes]
         self._table(layout.table).append(layout, spans, raw, self.bytes_max - self.bytes)
 
     def read(self, table: str, rows_max: int) -> Replay | None:

@@ -153,7 +153,7 @@ class SpoolFile:
 
     def read_slots(self, header: FrameHeader, offset: int, into: NDArray[Any]) -> bool:
         """Reads a frame's slots into `into` (uint8, slots_bytes); False where they are torn or their CRC disagrees."""
-        view = memoryview(into)
+        view = into.data
         position = offset + header.header_bytes
         done = 0
         while done < len(view):
