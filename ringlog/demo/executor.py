@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from ringlog.producer import Appender, Producer
 from ringlog.records import LatencySample, Trade
 from ringlog.settings import Settings
 
-SAMPLES_MAX = 2_000_000
+SAMPLES_MAX = 1_000_000
 FRESHNESS_INTERVAL_NS = 5_000_000  # how often an append's time is kept, to see later when the row could be queried
 BASE_FEE_LAMPORTS = 5_000  # of one signature: solana.com/docs/core/fees
 
@@ -46,11 +47,34 @@ class Result(msgspec.Struct):
     refused: dict[str, int]
 
 
+class Durations:
+    """Append times (ns) of one executor in a mapped file, which the session reads while they are written.
+
+    Word 0 counts the samples; the latest SAMPLES_MAX of them follow, the oldest overwritten first.
+    """
+
+    def __init__(self, directory: str, index: int, *, create: bool) -> None:
+        path = Path(directory) / f"append-{index}.npy"
+        mode: Any = "w+" if create else "r"
+        shape = (SAMPLES_MAX + 1,) if create else None
+        self.words: NDArray[np.int64] = np.lib.format.open_memmap(path, mode, np.int64, shape)
+        if create:
+            self.words[:] = 0  # faulted in now, not in the middle of an append
+
+    def latest(self, samples_max: int = SAMPLES_MAX) -> NDArray[np.int64]:
+        """The latest samples, at most `samples_max`, in no particular order: int64 (samples,)."""
+        count = int(self.words[0])
+        if count <= SAMPLES_MAX:
+            return self.words[1 + max(0, count - samples_max) : 1 + count]
+        at = count % SAMPLES_MAX
+        return self.words[1 + max(0, at - samples_max) : 1 + at] if at >= samples_max else self.words[1:]
+
+
 class _Watch:
     """Times appends into memory that is there from the start."""
 
-    def __init__(self) -> None:
-        self.durations_ns: NDArray[np.int64] = np.zeros(SAMPLES_MAX, np.int64)
+    def __init__(self, durations: Durations) -> None:
+        self._durations_ns = durations.words
         self.count = 0
         self.samples: list[tuple[str, int, int, int]] = []
         self._next_sample_ns = 0
@@ -60,8 +84,9 @@ class _Watch:
         started = time.perf_counter_ns()
         accepted = call(*values)
         ended = time.perf_counter_ns()
-        self.durations_ns[self.count % SAMPLES_MAX] = ended - started
+        self._durations_ns[1 + self.count % SAMPLES_MAX] = ended - started
         self.count += 1
+        self._durations_ns[0] = self.count
         if accepted and ended >= self._next_sample_ns:
             self._next_sample_ns = ended + FRESHNESS_INTERVAL_NS
             lane = appender.lane
@@ -72,7 +97,9 @@ class _Watch:
 
 def run(orders: Orders, is_started: Any, is_stopped: Any) -> None:
     """The process's main: waits for `is_started`, trades until done or `is_stopped`, writes its result to files."""
-    watch = _Watch()
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the session is told, and says when to stop
+    watch = _Watch(Durations(orders.result_dir, orders.index, create=True))
     producer = Producer([Trade, LatencySample], settings=Settings(runtime_dir=orders.runtime_dir)).open()
     try:
         trades, latencies = producer.appender(Trade), producer.appender(LatencySample)
@@ -94,7 +121,6 @@ def run(orders: Orders, is_started: Any, is_stopped: Any) -> None:
     finally:
         producer.close()
     directory = Path(orders.result_dir)
-    np.save(directory / f"append-{orders.index}.npy", watch.durations_ns[: min(watch.count, SAMPLES_MAX)])
     (directory / f"samples-{orders.index}.json").write_text(json.dumps(watch.samples))
     (directory / f"result-{orders.index}.json").write_bytes(msgspec.json.encode(result))
 

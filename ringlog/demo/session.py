@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from ringlog.demo.executor import Orders, Result, run
+from ringlog.demo.executor import Durations, Orders, Result, run
 from ringlog.demo.feed import Survey, survey
 from ringlog.demo.probe import Probe
 from ringlog.demo.report import AppendTimes, Percentiles, Report, WriteTimes
@@ -54,14 +55,11 @@ def run_session(options: Options, view: View) -> tuple[Report, Settings]:
     """Runs the demo once. Raises RinglogError where a part cannot run; leaves no process and no segment behind."""
     found = survey(options.recording) if options.recording else None
     if found and options.recording:
-        view.note(
-            f"{options.recording.name}: {found.messages:,} messages over {found.seconds:.0f} s, "
-            f"{found.trades:,} trades, {found.timed:,} with an event time; clock offset {found.clock_offset_us / 1e6:+.3f} s removed, "
-            "so what is stored as latency is jitter"
-        )
+        view.note(_surveyed(options.recording.name, found))
         for line, reason in found.first_broken:
             view.note(f"{options.recording.name} line {line}: {reason}")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_interruptible())
         directory = _directory(options.keep, stack)
         view.note("starting QuestDB ...")
         server = stack.enter_context(QuestDBServer(directory / "questdb" if options.keep else None))
@@ -71,6 +69,24 @@ def run_session(options: Options, view: View) -> tuple[Report, Settings]:
         migrate(settings, [layout_of(record) for record in PLATFORM_RECORDS])
         stack.enter_context(_writer(settings, directory / "writer.log"))
         return _trade(options, found, settings, instance, directory, view), settings
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """A hang-up or SIGTERM ends the session as Ctrl-C does: in order, with nothing left behind."""
+    numbers = (signal.SIGHUP, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _surveyed(name: str, found: Survey) -> str:
+    counts = f"{found.messages:,} messages over {found.seconds:.0f} s, {found.trades:,} trades"
+    offset = f"clock offset {found.clock_offset_us / 1e6:+.3f} s removed, so what is stored as latency is jitter"
+    return f"{name}: {counts}, {found.timed:,} with an event time; {offset}"
 
 
 def _directory(keep: Path | None, stack: contextlib.ExitStack) -> Path:
@@ -160,7 +176,8 @@ def _trade(
         probe.start()
         began = time.monotonic()
         is_started.set()
-        _watch(options, found, processes, probe, heads, view)
+        durations = [Durations(str(results), i, create=False) for i in range(options.producers)]
+        _watch(options, found, processes, probe, heads, durations, view)
         failed = [process.exitcode for process in processes if process.exitcode]
         if failed:
             raise RinglogError(f"executors: got exit statuses {failed}, wanted 0")
@@ -181,7 +198,8 @@ def _trade(
         if probe.is_running:
             probe.stop()
         heads.close()
-    return _report(options, found, instance, results, outcome, verdict, probe, heads.lane_bytes, seconds)
+    times = np.concatenate([each.latest() for each in durations])
+    return _report(options, found, instance, results, outcome, verdict, probe, times, heads.lane_bytes, seconds)
 
 
 def _orders(options: Options, found: Survey | None, settings: Settings, results: Path, index: int) -> Orders:
@@ -208,15 +226,24 @@ def _wait_for_lanes(instance: Instance, wanted: int, processes: Sequence[BasePro
 
 
 def _watch(
-    options: Options, found: Survey | None, processes: Sequence[BaseProcess], probe: Probe, heads: _Heads, view: View
-) -> None:
+    options: Options, found: Survey | None, processes: Sequence[BaseProcess], probe: Probe, heads: _Heads,
+    durations: Sequence[Durations], view: View,
+) -> None:  # fmt: skip
     """Shows what happens until every executor has ended."""
     began = time.monotonic()
     while any(process.is_alive() for process in processes):
         accepted, refused = heads.read()
         stored = sum(probe.stored.values())
         done = accepted / (found.trades + found.timed) if found else (time.monotonic() - began) / options.seconds
-        figures = {"appended": accepted, "stored": stored, "refused": refused, "lag": max(0, accepted - stored)}
+        latest = np.concatenate([each.latest(1_000) for each in durations])
+        figures = {
+            "appended": accepted,
+            "stored": stored,
+            "lag": max(0, accepted - stored),
+            "refused": refused,
+            "append p50 ns": int(_rank(latest, 50)),
+            "append p99 ns": int(_rank(latest, 99)),
+        }
         view.update(min(done, 1.0), figures)
         processes[0].join(0.1) if processes[0].is_alive() else time.sleep(0.1)
     view.update(1.0, {})
@@ -232,13 +259,12 @@ def _merged(outcome: list[Result]) -> dict[str, dict[str, int]]:
 
 def _report(
     options: Options, found: Survey | None, instance: Instance, results: Path, outcome: list[Result],
-    verdict: Verdict, probe: Probe, lane_bytes: int, seconds: float,
+    verdict: Verdict, probe: Probe, times: NDArray[np.int64], lane_bytes: int, seconds: float,
 ) -> Report:  # fmt: skip
     refused: dict[str, int] = {}
     for result in outcome:
         for reason, count in result.refused.items():
             refused[reason] = refused.get(reason, 0) + count
-    durations = np.concatenate([np.load(path) for path in sorted(results.glob("append-*.npy"))])
     samples = [
         sample
         for path in sorted(results.glob("samples-*.json"))
@@ -261,7 +287,7 @@ def _report(
         broken_lines=found.broken if found else 0,
         seconds=seconds,
         records_per_second=verdict.accepted / seconds,
-        append_ns=AppendTimes(*(int(_rank(durations, percent)) for percent in (50, 99, 99.9, 100))),
+        append_ns=AppendTimes(*(int(_rank(times, percent)) for percent in (50, 99, 99.9, 100))),
         timer_ns=_timer_ns(),
         freshness_ms=Percentiles(_rank(freshness, 50), _rank(freshness, 99)),
         tick_ms=msgspec.convert(status.get("tick_ms", {}), Percentiles),
