@@ -20,6 +20,8 @@
     │   │   └── ConsumerGroupMissing    create the group first
     │   └── ServerTooOld        needs an upgrade
     ├── RedisValueError         (also a ValueError) mend the price, pool state, event or key that was passed
+    ├── PostgresValueError      (also a ValueError) mend the token, configuration, rule or node that was passed
+    ├── VersionConflict         read the configuration again: somebody else changed it first
     └── QueryError              mend the query or its filter
         └── QueryTimeout        the query ran out of time
 
@@ -110,6 +112,14 @@ class ServerTooOld(ServerError):
 
 class RedisValueError(RinglogError, ValueError):
     """A value, symbol, address or event that cannot be kept in Redis as it is; nothing was sent."""
+
+
+class PostgresValueError(RinglogError, ValueError):
+    """A token, configuration, order rule or node that PostgreSQL cannot keep as it is; nothing was written."""
+
+
+class VersionConflict(RinglogError):
+    """The configuration is not at the version that the caller has seen; the message names both."""
 
 
 class QueryError(RinglogError):

@@ -97,6 +97,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     postgres_password: Secret = Secret()
     postgres_pool_size_max: int = 20
     postgres_timeout_ms: int = 5_000
+    postgres_retry_timeout_ms: int = 10_000  # how long a call is tried again while PostgreSQL is away; 0: not at all
 
     # Redis
     redis_host: str = "127.0.0.1"

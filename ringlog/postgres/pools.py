@@ -1,0 +1,350 @@
+"""The way to PostgreSQL, sync and async, with one body for both.
+
+An operation is a generator of statements (psycopg's pattern): it yields a statement, is sent its rows, and returns its
+result. `Pool.run` and `AsyncPool.run` differ only in how they wait, so no operation is written twice. An operation is
+made anew for every try, so it must be safe to repeat: writes carry an id by which a try finds what an earlier one did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+
+import msgspec
+import psycopg
+import psycopg.types.json
+import stamina
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
+
+from ringlog.errors import PostgresValueError, RinglogError, SchemaMismatch, ServerRefused, ServerUnavailable
+from ringlog.settings import Settings
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+POOL_SIZE_MIN = 4
+# The pool gives a reconnection up after this long; the next caller starts it again. With the default of 300 s its
+# backoff would keep callers waiting for long after the server is back.
+RECONNECT_TIMEOUT_S = 1.0
+# How much longer the client waits than the server is told to work: only a server that stopped answering gets there.
+ANSWER_GRACE_S = 1.0
+CONNECT_TIMEOUT_S = 2
+
+# Connection trouble, resources, operator intervention, serialization and deadlock, lock timeout, a standby.
+_TRANSIENT_CLASSES = ("08", "53", "57", "40")
+_TRANSIENT_STATES = ("55P03", "25006")
+_SCHEMA_STATES = ("42P01", "42703", "42883", "3F000")
+_VALUE_CLASSES = ("22", "23")
+_LOGIN_WORDS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+
+
+class Statement(NamedTuple):
+    """SQL with `%s` for each of `parameters`."""
+
+    sql: str
+    parameters: Sequence[Any] = ()
+
+
+Rows = list[tuple[Any, ...]]
+Steps = Generator[Statement, Rows, T]
+
+
+class Operation(NamedTuple, Generic[T]):
+    """What `Pool.run` runs: `start` makes the generator; with `transaction` its statements commit together."""
+
+    start: Callable[[], Steps[T]]
+    transaction: bool = False
+
+
+def operation(function: Callable[P, Steps[T]]) -> Callable[P, Operation[T]]:
+    """Turns a generator of one statement, or of statements that may commit one by one, into an operation."""
+
+    @functools.wraps(function)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Operation[T]:
+        return Operation(functools.partial(function, *args, **kwargs))
+
+    return made
+
+
+def transaction(function: Callable[P, Steps[T]]) -> Callable[P, Operation[T]]:
+    """Turns a generator of statements into an operation that commits all of them or none."""
+
+    @functools.wraps(function)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Operation[T]:
+        return Operation(functools.partial(function, *args, **kwargs), transaction=True)
+
+    return made
+
+
+class _Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that does not wait for ever on a server that stopped answering."""
+
+    answer_timeout_s: float | None = None
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        return super().wait(gen, interval, self.answer_timeout_s if timeout is None else timeout)
+
+
+class _AsyncConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
+    answer_timeout_s: float | None = None
+
+    async def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        return await super().wait(gen, interval, self.answer_timeout_s if timeout is None else timeout)
+
+
+class Pool:
+    """At most `postgres_pool_size_max` connections; threads may share it. Open it with `with`, or `open()`.
+
+    A call waits at most `postgres_timeout_ms` for a free connection and as long for each answer. Where the server is
+    away or restarts, or two transactions collide, it is tried again with backoff and jitter for
+    `postgres_retry_timeout_ms`. Opening never waits, and never fails because the server is down.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._check = threading.Lock()
+        self._pool = ConnectionPool(
+            connection_class=_Connection, configure=functools.partial(_configure, settings), **_pool_options(settings)
+        )
+
+    def run(self, wanted: Operation[T]) -> T:
+        """The result of an operation.
+
+        Raises ServerUnavailable (away, slow, restarting), ServerRefused (login, rights), SchemaMismatch (a table or
+        column is missing), PostgresValueError (a constraint), and whatever the operation raises.
+        """
+        try:
+            return self._run(wanted)
+        except ServerUnavailable:
+            if not self._settings.postgres_retry_timeout_ms:
+                raise
+        for attempt in attempts(self._settings):
+            with attempt:
+                self._discard_broken()
+                return self._run(wanted)
+        raise AssertionError("stamina ends with a result or an error")
+
+    def _run(self, wanted: Operation[T]) -> T:
+        steps = wanted.start()
+        try:
+            statement = next(steps)  # what the operation refuses, it refuses before a connection is taken
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        try:
+            with self._pool.connection() as connection:
+                if wanted.transaction:
+                    with connection.transaction():
+                        return self._drive(connection, steps, statement)
+                return self._drive(connection, steps, statement)
+        except psycopg.Error as error:
+            steps.close()
+            if isinstance(error, PoolTimeout):
+                error = self._reason(error)
+            raise translated(self._settings, error) from error
+
+    def _drive(self, connection: Any, steps: Steps[T], statement: Statement) -> T:
+        try:
+            while True:
+                cursor = connection.execute(statement.sql, statement.parameters)
+                statement = steps.send(cursor.fetchall() if cursor.description else [])
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+    def _discard_broken(self) -> None:
+        """After a restart every idle connection is dead: one caller has them all replaced, the others go on."""
+        if self._check.acquire(blocking=False):
+            try:
+                self._pool.check()
+            finally:
+                self._check.release()
+
+    def _reason(self, timeout: psycopg.Error) -> psycopg.Error:
+        """Why no connection was to be had: the pool keeps its workers' errors to itself."""
+        try:
+            with psycopg.connect(**connection_options(self._settings)):
+                return timeout
+        except psycopg.Error as error:
+            return error
+
+    def open(self) -> None:
+        self._pool.open()
+
+    def close(self) -> None:
+        """Closes every connection; the object must not be used afterwards."""
+        self._pool.close()
+
+    def statistics(self) -> dict[str, int]:
+        """psycopg_pool's counters: pool_size, requests_num, requests_waiting, connections_lost ..."""
+        return self._pool.get_stats()
+
+    def __enter__(self) -> Pool:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncPool:
+    """`Pool` for asyncio: the same names, awaited."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._check = asyncio.Lock()
+        self._pool = AsyncConnectionPool(
+            connection_class=_AsyncConnection,
+            configure=functools.partial(_configure_async, settings),
+            **_pool_options(settings),
+        )
+
+    async def run(self, wanted: Operation[T]) -> T:
+        """`Pool.run`, awaited."""
+        try:
+            return await self._run(wanted)
+        except ServerUnavailable:
+            if not self._settings.postgres_retry_timeout_ms:
+                raise
+        async for attempt in attempts(self._settings):
+            with attempt:
+                await self._discard_broken()
+                return await self._run(wanted)
+        raise AssertionError("stamina ends with a result or an error")
+
+    async def _run(self, wanted: Operation[T]) -> T:
+        steps = wanted.start()
+        try:
+            statement = next(steps)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        try:
+            async with self._pool.connection() as connection:
+                if wanted.transaction:
+                    async with connection.transaction():
+                        return await self._drive(connection, steps, statement)
+                return await self._drive(connection, steps, statement)
+        except psycopg.Error as error:
+            steps.close()
+            if isinstance(error, PoolTimeout):
+                error = await self._reason(error)
+            raise translated(self._settings, error) from error
+
+    async def _drive(self, connection: Any, steps: Steps[T], statement: Statement) -> T:
+        try:
+            while True:
+                cursor = await connection.execute(statement.sql, statement.parameters)
+                statement = steps.send(await cursor.fetchall() if cursor.description else [])
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+    async def _discard_broken(self) -> None:
+        if not self._check.locked():
+            async with self._check:
+                await self._pool.check()
+
+    async def _reason(self, timeout: psycopg.Error) -> psycopg.Error:
+        try:
+            async with await psycopg.AsyncConnection.connect(**connection_options(self._settings)):
+                return timeout
+        except psycopg.Error as error:
+            return error
+
+    async def open(self) -> None:
+        await self._pool.open()
+
+    async def close(self) -> None:
+        """Closes every connection; the object must not be used afterwards."""
+        await self._pool.close()
+
+    def statistics(self) -> dict[str, int]:
+        """psycopg_pool's counters."""
+        return self._pool.get_stats()
+
+    async def __aenter__(self) -> AsyncPool:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def connection_options(settings: Settings) -> dict[str, Any]:
+    """psycopg's keyword arguments for the server of `settings`; libpq's PGSSLMODE and PGSSLROOTCERT govern TLS."""
+    timeout_ms = settings.postgres_timeout_ms
+    return {
+        "host": settings.postgres_host,
+        "port": settings.postgres_port,
+        "dbname": settings.postgres_database,
+        "user": settings.postgres_user,
+        "password": settings.postgres_password.reveal(),
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "application_name": "ringlog",
+        "autocommit": True,
+        "options": f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout={2 * timeout_ms}",
+    }
+
+
+def _pool_options(settings: Settings) -> dict[str, Any]:
+    return {
+        "kwargs": connection_options(settings),
+        "open": False,
+        "min_size": min(POOL_SIZE_MIN, settings.postgres_pool_size_max),
+        "max_size": settings.postgres_pool_size_max,
+        "timeout": settings.postgres_timeout_ms / 1_000,
+        "reconnect_timeout": RECONNECT_TIMEOUT_S,
+    }
+
+
+def _configure(settings: Settings, connection: _Connection) -> None:
+    connection.answer_timeout_s = settings.postgres_timeout_ms / 1_000 + ANSWER_GRACE_S
+    psycopg.types.json.set_json_loads(msgspec.json.decode, connection)
+
+
+async def _configure_async(settings: Settings, connection: _AsyncConnection) -> None:
+    connection.answer_timeout_s = settings.postgres_timeout_ms / 1_000 + ANSWER_GRACE_S
+    psycopg.types.json.set_json_loads(msgspec.json.decode, connection)
+
+
+def attempts(settings: Settings) -> Any:
+    """stamina's attempts at what a server that is away, slow or restarting may grant in a moment."""
+    return stamina.retry_context(
+        on=ServerUnavailable,
+        attempts=None,
+        timeout=settings.postgres_retry_timeout_ms / 1_000,
+        wait_initial=0.02,
+        wait_max=0.5,
+        wait_jitter=0.1,
+    )
+
+
+def translated(settings: Settings, error: psycopg.Error) -> RinglogError:
+    """The ringlog error that says what the caller must do about a psycopg error."""
+    server = f"PostgreSQL at {settings.postgres_host}:{settings.postgres_port}"
+    state = error.sqlstate or ""
+    text = (error.diag.message_primary or str(error)).strip() or type(error).__name__
+    if isinstance(error, PoolClosed):
+        return ServerRefused(f"{server}: the pool is closed, wanted it used inside `with`")
+    if state in _SCHEMA_STATES:
+        return SchemaMismatch(f"{server}: {text}: run `ringlog migrate --only postgres`")
+    if state[:2] in _VALUE_CLASSES or isinstance(error, psycopg.DataError):
+        constraint = f" ({error.diag.constraint_name})" if error.diag.constraint_name else ""
+        return PostgresValueError(f"{server}: {text}{constraint}")
+    if state[:2] == "28" or (not state and any(words in text for words in _LOGIN_WORDS)):
+        return ServerRefused(f"{server}: {text}")
+    if state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES:
+        return ServerUnavailable(f"{server}: {text}")
+    if not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return ServerUnavailable(f"{server}: {text}")
+    return ServerRefused(f"{server}: {text}")
+
+
+@contextlib.contextmanager
+def translating(settings: Settings) -> Generator[None]:
+    """Raises ringlog's errors where psycopg's would come out."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translated(settings, error) from error

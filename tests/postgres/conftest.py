@@ -1,0 +1,66 @@
+"""Databases of a test's own on the session's PostgreSQL, and small pieces that most tests here need."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from postgres_platform import execute
+
+from ringlog.postgres.migrations import migrate
+from ringlog.postgres.pools import Pool
+from ringlog.servers import PostgresServer
+from ringlog.settings import Settings
+
+TEMPLATE = "ringlog_template"
+
+
+@pytest.fixture(scope="session")
+def template_settings(postgres_server: PostgresServer) -> Settings:
+    """A migrated database that is only copied: faster than migrating for every test."""
+    settings = Settings(**{**postgres_server.settings(), "postgres_database": TEMPLATE})
+    execute(Settings(**postgres_server.settings()), f"create database {TEMPLATE}")
+    migrate(settings)
+    return settings
+
+
+@pytest.fixture
+def empty_database(postgres_settings: Settings) -> Iterator[Settings]:
+    """Settings of an empty database of this test alone."""
+    yield from _database(postgres_settings, "template0")
+
+
+@pytest.fixture
+def database(postgres_settings: Settings, template_settings: Settings) -> Iterator[Settings]:
+    """Settings of a migrated database of this test alone."""
+    yield from _database(postgres_settings, TEMPLATE)
+
+
+def _database(settings: Settings, template: str) -> Iterator[Settings]:
+    name = f"test_{uuid.uuid4().hex}"
+    execute(settings, f"create database {name} template {template}")
+    yield msgspec.structs.replace(settings, postgres_database=name)
+    execute(settings, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def pool(database: Settings) -> Iterator[Pool]:
+    with Pool(database) as pool:
+        yield pool
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
+    """A server of this test alone, to be stopped, killed and started again on the same data."""
+    with PostgresServer(tmp_path / "postgres") as server:
+        yield server
+
+
+@pytest.fixture
+def own_settings(own_server: PostgresServer, instance_dir: Path) -> Settings:
+    settings = Settings(runtime_dir=str(instance_dir), **own_server.settings())
+    migrate(settings)
+    return settings
