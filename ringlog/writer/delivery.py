@@ -1,8 +1,8 @@
 """Delivery: batches on their way to the sink, and the moment from which their records are safe.
 
-A batch is encoded on the caller's thread and sent on one other thread, so that the next drain overlaps with the
-network; at most two are held encoded. What was acknowledged waits for the sink's confirmation, asked for in one
-question for all tables. Nothing here retries: a failure gives a table's batches back to where they came from.
+A batch is encoded on the caller's thread, sent on a second and confirmed on a third, so that the caller never waits
+for the server: at most two batches are held encoded, and one question asks for all that was acknowledged. Nothing
+here retries: a failure gives a table's batches back to where they came from.
 """
 
 from __future__ import annotations
@@ -11,28 +11,42 @@ import dataclasses
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
 
-from ringlog.errors import RinglogError, ServerUnavailable
+from ringlog.errors import RinglogError, ServerRefused, ServerUnavailable
 from ringlog.sinks import Batch, Receipt, Request, Sink
+from ringlog.sinks.bisection import Bisection, RefusedRow, bisect
 from ringlog.writer.statistics import Statistics
 
 logger = logging.getLogger("ringlog.writer")
 
 REQUESTS_HELD_MAX = 2
-CONFIRM_INTERVAL_SECONDS = 0.02
+CONFIRM_INTERVAL_SECONDS = 0.01
 BACKOFF_SECONDS_MIN = 0.1
 BACKOFF_SECONDS_MAX = 5.0
 
 
-@dataclasses.dataclass(slots=True)
+class Settled:
+    """What became of a batch: with no `error` its rows are applied, but for those of `refused`."""
+
+    def __init__(self, error: RinglogError | None = None, refused: Sequence[RefusedRow] = ()) -> None:
+        self.error = error
+        self.refused = tuple(refused)
+
+
+Settle = Callable[[Settled], None]
+
+
+@dataclasses.dataclass(slots=True, eq=False)
 class _Sent:
-    request: Request
-    settle: Callable[[RinglogError | None], None]
+    batch: Batch
+    settle: Settle
     future: Future[tuple[Receipt, float]]
-    receipt: Receipt | None = None
-    acknowledged_at: float = 0.0
+    receipts: list[Receipt] = dataclasses.field(default_factory=list)
+    refused: list[RefusedRow] = dataclasses.field(default_factory=list)
+    acknowledged_at: float | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -42,14 +56,17 @@ class _Backoff:
 
 
 class Delivery:
-    """Sends batches, in order for each table, and settles each exactly once: confirmed, or given back with an error."""
+    """Sends batches, in order for each table, and settles each exactly once: applied, or given back with an error."""
 
     def __init__(self, sink: Sink, statistics: Statistics, confirm_timeout_seconds: float) -> None:
         self._sink = sink
         self._statistics = statistics
         self._confirm_timeout = confirm_timeout_seconds
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-send")
+        self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-send")
+        self._asker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-confirm")
         self._sent: list[_Sent] = []
+        self._under_way: set[Future[tuple[Receipt, float]]] = set()
+        self._asked: tuple[Future[Sequence[bool]], list[_Sent]] | None = None
         self._backoffs: dict[str, _Backoff] = {}
         self._confirm_at = 0.0
 
@@ -61,84 +78,127 @@ class Delivery:
     @property
     def has_room(self) -> bool:
         """Whether another batch may be encoded now."""
-        return sum(not entry.future.done() for entry in self._sent) < REQUESTS_HELD_MAX
+        self._under_way = {future for future in self._under_way if not future.done()}
+        return len(self._under_way) < REQUESTS_HELD_MAX
 
     def is_open(self, table: str) -> bool:
         """Whether batches of a table may be sent now, or its last failure is too recent."""
         backoff = self._backoffs.get(table)
         return backoff is None or time.monotonic() >= backoff.not_before
 
-    def submit(self, batch: Batch, settle: Callable[[RinglogError | None], None]) -> None:
-        """Encodes a batch and hands it to the sending thread; `settle(None)` once its rows are applied.
+    def rows_under_way(self, table: str) -> int:
+        """Rows of a table that were submitted and not settled."""
+        return sum(entry.batch.rows for entry in self._sent if entry.batch.layout.table == table)
 
-        `settle(error)` where they may not be: then every later batch of the same table is given back as well.
+    def submit(self, batch: Batch, settle: Settle) -> None:
+        """Encodes a batch and hands it to the sending thread; call it where `has_room`.
+
+        `settle` is called by a later `collect`: without error once the rows are applied; with one where they may not
+        be, and then every later batch of the same table is given back as well.
         """
-        while not self.has_room:
-            self.collect(timeout_seconds=0.05)
-        request = self._sink.encode(batch)
-        self._sent.append(_Sent(request, settle, self._thread.submit(self._send, request)))
+        future = self._sender.submit(self._send, self._sink.encode(batch))
+        self._under_way.add(future)
+        self._sent.append(_Sent(batch, settle, future))
 
     def _send(self, request: Request) -> tuple[Receipt, float]:
         started = time.monotonic()
-        receipt = self._sink.send(request)
+        try:
+            receipt = self._sink.send(request)
+        finally:
+            self._sink.release(request)
         return receipt, time.monotonic() - started
 
     def collect(self, timeout_seconds: float = 0.0) -> None:
-        """Waits at most that long for a send to end, then settles what has failed or been confirmed."""
-        pending = [entry.future for entry in self._sent if not entry.future.done()]
+        """Waits at most that long for something to end, then settles what has failed or been confirmed."""
+        pending: list[Future[Any]] = [entry.future for entry in self._sent if not entry.future.done()]
+        if self._asked is not None:
+            pending.append(self._asked[0])
         if pending and timeout_seconds > 0:
             wait(pending, timeout_seconds, FIRST_COMPLETED)
-        now = time.monotonic()
         for entry in list(self._sent):
-            if entry.receipt is None and entry.future.done() and entry in self._sent:
-                self._collect_one(entry, now)
-        if now >= self._confirm_at:
-            self._confirm(now)
+            if entry.acknowledged_at is None and entry.future.done() and entry in self._sent:
+                self._acknowledge(entry)
+        self._confirm()
 
-    def _collect_one(self, entry: _Sent, now: float) -> None:
+    def _acknowledge(self, entry: _Sent) -> None:
+        table = entry.batch.layout.table
         try:
-            entry.receipt, seconds = entry.future.result()
+            receipt, seconds = entry.future.result()
+            entry.receipts.append(receipt)
+            self._statistics.wrote(entry.batch.rows, seconds)
+        except ServerRefused as error:
+            if not self._bisect(entry, error):
+                return
         except RinglogError as error:
-            self._fail(entry.request.layout.table, error)
+            self._fail(table, error)
             return
         except Exception as error:  # a surprise in a client library must not end the writer in a crash loop
-            logger.exception("send failed unexpectedly table=%s", entry.request.layout.table)
-            self._fail(entry.request.layout.table, ServerUnavailable(f"{type(error).__name__}: {error}"))
+            logger.exception("send failed unexpectedly table=%s", table)
+            self._fail(table, ServerUnavailable(f"{type(error).__name__}: {error}"))
             return
-        entry.acknowledged_at = now
-        self._sink.release(entry.request)
-        self._statistics.wrote(entry.request.rows, seconds)
-        self._confirm_at = min(self._confirm_at, now)
+        entry.acknowledged_at = time.monotonic()
+        self._confirm_at = 0.0
 
-    def _confirm(self, now: float) -> None:
-        entries = [entry for entry in self._sent if entry.receipt is not None]
-        if not entries:
-            return
-        self._confirm_at = now + CONFIRM_INTERVAL_SECONDS
+    def _bisect(self, entry: _Sent, error: ServerRefused) -> bool:
+        """Delivers the neighbours of refused rows, on the sending thread's turn and while nothing else is encoded."""
+        table = entry.batch.layout.table
+        logger.warning("refused table=%s rows=%d, looking for the rows at fault: %s", table, entry.batch.rows, error)
         try:
-            answers = self._sink.confirm([entry.receipt for entry in entries if entry.receipt is not None])
-        except ServerUnavailable as error:
+            found: Bisection = self._sender.submit(bisect, self._sink, entry.batch).result()
+        except RinglogError as fault:
+            self._fail(table, fault)
+            return False
+        entry.receipts += found.receipts
+        entry.refused += found.refused
+        return True
+
+    def _confirm(self) -> None:
+        now = time.monotonic()
+        if self._asked is not None:
+            future, entries = self._asked
+            if not future.done():
+                self._expire(now)
+                return
+            self._asked = None
+            self._settle_confirmed(future, entries)
+        self._expire(now)
+        entries = [entry for entry in self._sent if entry.acknowledged_at is not None]
+        if entries and now >= self._confirm_at:
+            self._confirm_at = now + CONFIRM_INTERVAL_SECONDS
+            receipts = [receipt for entry in entries for receipt in entry.receipts]
+            self._asked = self._asker.submit(self._sink.confirm, receipts), entries
+
+    def _settle_confirmed(self, future: Future[Sequence[bool]], entries: list[_Sent]) -> None:
+        try:
+            answers = iter(future.result())
+        except RinglogError as error:
             logger.debug("confirm failed: %s", error)
-            answers = [False] * len(entries)
+            return
         held: set[str] = set()
-        for entry, applied in zip(entries, answers, strict=True):
-            table = entry.request.layout.table
-            if table in held or entry not in self._sent:
+        for entry in entries:
+            applied = [next(answers) for _ in entry.receipts]
+            table = entry.batch.layout.table
+            if entry not in self._sent or table in held:
                 continue
-            if applied:
-                self._sent.remove(entry)
-                self._backoffs.pop(table, None)
-                entry.settle(None)
+            if not all(applied):
+                held.add(table)  # tails move in order
                 continue
-            held.add(table)  # tails move in order
-            if now - entry.acknowledged_at > self._confirm_timeout:
-                late = f"rows acknowledged but not applied for {self._confirm_timeout:.0f} s"
-                self._fail(table, ServerUnavailable(f"table {table}: got {entry.request.rows} {late}"))
+            self._sent.remove(entry)
+            self._backoffs.pop(table, None)
+            entry.settle(Settled(refused=entry.refused))
+
+    def _expire(self, now: float) -> None:
+        """Rows that were acknowledged and are not applied for too long are given back: the sink folds the copies."""
+        for entry in list(self._sent):
+            if entry.acknowledged_at is not None and now - entry.acknowledged_at > self._confirm_timeout:
+                table = entry.batch.layout.table
+                late = f"{entry.batch.rows} rows acknowledged but not applied for {self._confirm_timeout:.0f} s"
+                self._fail(table, ServerUnavailable(f"table {table}: got {late}"))
+                return
 
     def _fail(self, table: str, error: RinglogError) -> None:
-        """Gives all of a table's batches back, once those under way have ended: a late one must not pass a rewind."""
-        failed = [entry for entry in self._sent if entry.request.layout.table == table]
-        wait([entry.future for entry in failed])
+        """Gives all of a table's batches back. One still being sent may yet arrive: it is a copy, and is folded."""
+        failed = [entry for entry in self._sent if entry.batch.layout.table == table]
         self._sent = [entry for entry in self._sent if entry not in failed]
         backoff = self._backoffs.setdefault(table, _Backoff())
         backoff.failures += 1
@@ -148,10 +208,10 @@ class Delivery:
         if backoff.failures & (backoff.failures - 1) == 0:  # 1, 2, 4, 8 ...: an outage is no flood of log lines
             logger.warning("write failed table=%s failures=%d: %s", table, backoff.failures, error)
         for entry in failed:
-            if entry.receipt is None:
-                self._sink.release(entry.request)
-            entry.settle(error)
+            entry.settle(Settled(error))
 
     def close(self) -> None:
-        self._thread.shutdown(wait=True)
+        """Ends the threads once what they are doing has ended, then closes the sink."""
+        self._sender.shutdown(wait=True)
+        self._asker.shutdown(wait=True)
         self._sink.close()

@@ -48,6 +48,11 @@ class Drain:
             rows += sum(run.rows for run in runs)
         if not taken:
             return None
-        columns, sound, corrupt = self._decoder.decode(taken)
+        batch, corrupt = self.decode(taken)
+        return batch, taken, corrupt
+
+    def decode(self, runs: list[Slots]) -> tuple[Batch, list[Corrupt]]:
+        """Runs of slots as a batch of the sound ones, and the corrupt ones."""
+        columns, sound, corrupt = self._decoder.decode(runs)
         spans = tuple(Span(run.lane, run.first_seq, run.rows) for run in sound)
-        return Batch(self.layout, spans, sum(run.rows for run in sound), columns), taken, corrupt
+        return Batch(self.layout, spans, sum(run.rows for run in sound), columns), corrupt

@@ -7,21 +7,23 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
 
 import msgspec
 import psutil
 
 from ringlog.decode import Slots
-from ringlog.errors import RinglogError, WriterRunning
+from ringlog.errors import WriterRunning
 from ringlog.lanes.claims import open_board
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import LaneDirectory, LaneReader, Lease
+from ringlog.layout import BoardReason
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
 from ringlog.sinks import Sink
-from ringlog.writer.delivery import Delivery
+from ringlog.spool import Spool
+from ringlog.writer.delivery import Delivery, Settle, Settled
 from ringlog.writer.drain import Drain
+from ringlog.writer.refuge import Refuge
 from ringlog.writer.statistics import Statistics
 
 logger = logging.getLogger("ringlog.writer")
@@ -54,6 +56,7 @@ class Writer:
         self.statistics = Statistics()
         self._directory = LaneDirectory(self._instance)
         self._delivery = Delivery(sink, self.statistics, settings.confirm_timeout_ms / 1000)
+        self._refuge = Refuge(Spool(settings.spool_path, bytes_max=settings.spool_bytes_max), settings.batch_rows_max)
         self._drains: dict[RecordLayout, Drain] = {}
         self._stop = threading.Event()
         self._base_interval = settings.drain_interval_ms / 1000
@@ -93,6 +96,7 @@ class Writer:
     def _tick(self) -> None:
         self._directory.refresh()
         self._drain_all()
+        self._guard()
         now = time.monotonic()
         if now >= self._adopt_at:
             self._adopt_at = now + ADOPT_INTERVAL_SECONDS
@@ -126,48 +130,77 @@ class Writer:
 
     def _is_above_high_water(self) -> bool:
         for lane in self._directory.lanes.values():
-            waiting = lane.head - lane.sent
             mark = min(lane.capacity * self._settings.high_water_ratio, self._settings.batch_rows_max)
-            if waiting >= mark and self._delivery.is_open(lane.layout.table):
+            if lane.head - lane.sent >= mark:
                 return True
         return False
 
     def _drain_all(self) -> None:
         """Takes and sends what every lane holds now; what is published meanwhile is for the next time."""
         for layout, lanes in self._groups().items():
-            if not self._delivery.is_open(layout.table):
-                continue
-            drain = self._drains.get(layout)
-            if drain is None:
-                drain = self._drains[layout] = Drain(layout, self._settings.batch_rows_max)
-            waiting = sum(lane.head - lane.sent for lane in lanes)
-            while waiting > 0 and self._delivery.is_open(layout.table):
-                taken = drain.take(lanes)
-                if taken is None:
-                    break
-                batch, runs, corrupt = taken
-                waiting -= sum(run.rows for run in runs)
-                for slot in corrupt:
-                    self.statistics.corrupt += 1
-                    logger.error("lane=%016x seq=%d corrupt slot, not sent: %s", slot.lane, slot.seq, slot.slot.hex())
-                if batch.rows:
-                    self._delivery.submit(batch, self._settler(runs))
-                else:
-                    self._settler(runs)(None)
-                self._delivery.collect()
+            if self._refuge.is_away(layout.table) or not self._delivery.is_open(layout.table):
+                self._put_away(layout, lanes)
+            else:
+                self._send(layout, lanes)
+        self._refuge.replay(self._delivery)
 
-    def _settler(self, runs: list[Slots]) -> Callable[[RinglogError | None], None]:
-        def settle(error: RinglogError | None) -> None:
+    def _send(self, layout: RecordLayout, lanes: list[LaneReader]) -> None:
+        drain = self._drains.get(layout)
+        if drain is None:
+            drain = self._drains[layout] = Drain(layout, self._settings.batch_rows_max)
+        waiting = sum(lane.head - lane.sent for lane in lanes)
+        deadline = time.monotonic() + self._interval
+        while waiting > 0:
+            while not self._delivery.has_room and time.monotonic() < deadline:
+                self._delivery.collect(timeout_seconds=POLL_SECONDS)
+            if not self._delivery.has_room or self._refuge.is_away(layout.table):
+                return
+            taken = drain.take(lanes)
+            if taken is None:
+                return
+            batch, runs, corrupt = taken
+            waiting -= sum(run.rows for run in runs)
+            self.statistics.corrupt += len(corrupt)
+            self._refuge.quarantine(corrupt)
+            if batch.rows:
+                self._delivery.submit(batch, self._settler(layout, runs))
+            else:
+                self._advance({run.lane: run.first_seq + run.rows for run in runs})
+            self._delivery.collect()
+
+    def _settler(self, layout: RecordLayout, runs: list[Slots]) -> Settle:
+        def settle(settled: Settled) -> None:
+            if settled.error is None:
+                self._refuge.bury(layout, settled.refused, runs)
+                self._advance({run.lane: run.first_seq + run.rows for run in runs})
+                return
             for run in runs:
                 lane = self._directory.lanes.get(run.lane)
-                if lane is None:
-                    continue
-                if error is not None:
+                if lane is not None:
                     lane.rewind()
-                elif self._board.epoch == self._epoch:  # else another writer took over, and tails are its business
-                    lane.advance(run.first_seq + run.rows)
+            self._refuge.leave(layout.table)
 
         return settle
+
+    def _put_away(self, layout: RecordLayout, lanes: list[LaneReader]) -> None:
+        safe = self._refuge.put_away(layout, lanes)
+        self._advance({lane.lane: seq for lane, seq in safe})
+
+    def _advance(self, seqs: dict[int, int]) -> None:
+        """Moves tails over records that are safe, unless another writer took over: then tails are its business."""
+        if self._board.epoch != self._epoch:
+            raise WriterRunning(f"instance {self._instance.runtime_dir}: got the lease of another writer, wanted ours")
+        for lane, seq in seqs.items():
+            reader = self._directory.lanes.get(lane)
+            if reader is not None:
+                reader.advance(seq)
+
+    def _guard(self) -> None:
+        """Says on the board whether producers may append."""
+        reason = BoardReason.SPOOL_FULL if self._refuge.is_full else BoardReason.ACCEPTING
+        if reason != self._board.reason:
+            self._board.refuse(reason)
+            logger.warning("board says %s", reason.name.lower())
 
     def _adapt(self, seconds: float) -> None:
         """A tick that takes longer than the interval stretches it, up to 1 s; quick ticks bring it back."""
@@ -185,7 +218,7 @@ class Writer:
 
     def _report(self) -> None:
         if self._delivery.is_open("performance_metrics") and self._delivery.has_room:
-            self._delivery.submit(self.statistics.batch(METRICS_INTERVAL_SECONDS), lambda _error: None)
+            self._delivery.submit(self.statistics.batch(METRICS_INTERVAL_SECONDS), lambda _settled: None)
 
     def _finish(self) -> None:
         """Delivers what had been accepted when the stop came; producers may go on appending for the next writer."""
@@ -207,5 +240,6 @@ class Writer:
     def close(self) -> None:
         """Gives the lease back. Called by `run`."""
         self._delivery.close()
+        self._refuge.spool.close()
         self._directory.close()
         self._lease.release()

@@ -1,0 +1,155 @@
+"""The refuge: where records go that the server does not take now, and how they come back from there.
+
+A table that failed is away: its records go from the lanes to the spool, and only what comes back from the spool is
+offered to the server, until that is confirmed. So lanes never wait for a server that is down, and one table never
+waits for another.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from ringlog.decode import Corrupt, Slots
+from ringlog.errors import SpoolError, SpoolFull
+from ringlog.lanes.readers import LaneReader
+from ringlog.records import RecordLayout
+from ringlog.sinks import Batch, Span
+from ringlog.sinks.bisection import RefusedRow
+from ringlog.spool import Replay, Spool
+from ringlog.writer.delivery import Delivery, Settled
+from ringlog.writer.drain import Drain
+
+logger = logging.getLogger("ringlog.writer")
+
+# Below this part of its cap a spool that was full takes records again.
+RESUME_RATIO = 0.9
+
+
+def _holds(run: Slots, row: RefusedRow) -> bool:
+    return run.lane == row.lane and run.first_seq <= row.seq < run.first_seq + run.rows
+
+
+def _slot(run: Slots, seq: int, slot_bytes: int) -> bytes:
+    at = (seq - run.first_seq) * slot_bytes
+    return bytes(memoryview(run.memory)[at : at + slot_bytes])
+
+
+class Refuge:
+    """The spool as the writer uses it: which tables are away, what is put away for them, and the replays under way."""
+
+    def __init__(self, spool: Spool, rows_max: int) -> None:
+        self.spool = spool
+        self.spooled_rows = 0
+        self.replayed_rows = 0
+        self._rows_max = rows_max
+        self._away: set[str] = set(spool.tables())
+        self._drains: dict[RecordLayout, Drain] = {}
+        self._is_full = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the spool refused records and has not been emptied since: producers must be refused instead."""
+        if self._is_full and self.spool.bytes < RESUME_RATIO * self.spool.bytes_max and self.spool.reserve.refill():
+            self._is_full = False
+        return self._is_full
+
+    def is_away(self, table: str) -> bool:
+        """Whether a table's records are to be put away rather than sent."""
+        return table in self._away
+
+    def leave(self, table: str) -> None:
+        """From now on the table's records are put away."""
+        self._away.add(table)
+
+    def put_away(self, layout: RecordLayout, lanes: Iterable[LaneReader]) -> list[tuple[LaneReader, int]]:
+        """Writes what lanes hold durably into the spool; which lanes may advance to which seq. Nothing, while full."""
+        safe: list[tuple[LaneReader, int]] = []
+        for lane in lanes:
+            runs = lane.take(self._rows_max)
+            if not runs:
+                continue
+            spans = [Span(run.lane, run.first_seq, run.rows) for run in runs]
+            try:
+                self.spool.append(layout, spans, [run.memory for run in runs])
+            except SpoolFull as error:
+                lane.rewind()
+                if not self._is_full:
+                    logger.error("spool refuses records: %s", error)
+                self._is_full = True
+                return safe
+            except SpoolError as error:
+                lane.rewind()
+                logger.error("spool failed: %s", error)
+                self._is_full = True
+                return safe
+            self.spooled_rows += sum(run.rows for run in runs)
+            safe.append((lane, lane.sent))
+        return safe
+
+    def replay(self, delivery: Delivery) -> None:
+        """Offers the next spooled records of each table to the server, one request of a table at a time."""
+        for table in self.spool.tables():
+            if delivery.has_room and delivery.is_open(table) and not delivery.rows_under_way(table):
+                try:
+                    self._replay(table, delivery)
+                except SpoolError as error:
+                    logger.error("spool of table=%s cannot be read: %s", table, error)
+        for table in [table for table in self._away if not self.spool.rows(table)]:
+            self._away.discard(table)
+
+    def _replay(self, table: str, delivery: Delivery) -> None:
+        replay = self.spool.read(table, self._rows_max)
+        if replay is None:
+            return
+        for damage in replay.damages:
+            logger.error("spool damage table=%s kind=%s rows=%s kept=%s", table, damage.kind, damage.rows, damage.kept)
+        if replay.layout is None or not replay.rows:
+            self.spool.confirm(replay)
+            return
+        batch, corrupt = self._decoded(replay.layout, replay)
+        self._quarantine(corrupt)
+        if not batch.rows:
+            self.spool.confirm(replay)
+            return
+        delivery.submit(batch, lambda settled: self._settle(replay, settled))
+
+    def _decoded(self, layout: RecordLayout, replay: Replay) -> tuple[Batch, list[Corrupt]]:
+        drain = self._drains.setdefault(layout, Drain(layout, self._rows_max))
+        return drain.decode([Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()])
+
+    def bury(self, layout: RecordLayout, refused: Sequence[RefusedRow], runs: Sequence[Slots]) -> None:
+        """Keeps rows that the server refuses, with reason and bytes, durably; only then may their lane advance."""
+        for row in refused:
+            slot = next(_slot(run, row.seq, layout.slot_bytes) for run in runs if _holds(run, row))
+            letter = {"table": layout.table, "reason": row.reason, "lane": f"{row.lane:016x}", "seq": row.seq}
+            text = msgspec.json.encode({**letter, "slot": slot})
+            kept = self.spool.quarantine.keep_text(f"refused-{row.lane:016x}-{row.seq}", text)
+            logger.error(
+                "refused table=%s lane=%016x seq=%d kept=%s: %s", layout.table, row.lane, row.seq, kept, row.reason
+            )
+
+    def quarantine(self, corrupt: Iterable[Corrupt]) -> None:
+        """Keeps the bytes of corrupt slots durably; only then may their lane advance. Raises SpoolError, OSError."""
+        self._quarantine(corrupt)
+
+    def _quarantine(self, corrupt: Iterable[Corrupt]) -> None:
+        for slot in corrupt:
+            kept = self.spool.quarantine.keep_text(f"slot-{slot.lane:016x}-{slot.seq}", slot.slot)
+            logger.error("lane=%016x seq=%d corrupt slot, not sent, kept=%s", slot.lane, slot.seq, kept)
+
+    def _settle(self, replay: Replay, settled: Settled) -> None:
+        if settled.error is not None:
+            self.spool.rewind(replay.table)
+            return
+        if replay.layout is not None:
+            runs = [Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()]
+            self.bury(replay.layout, settled.refused, runs)
+        self.replayed_rows += replay.rows
+        self.spool.confirm(replay)
+        # The server takes this table again: what is in the lanes need not wait for the rest of the spool.
+        self._away.discard(replay.table)
+        if not self.spool.rows(replay.table):
+            logger.info("spool of table=%s is empty again", replay.table)
