@@ -70,6 +70,9 @@ class QuestDBServer(EmbeddedServer):
             "QDB_PG_USER": self.user,
             "QDB_PG_PASSWORD": self.password,
             "QDB_LINE_TCP_ENABLED": "false",
+            # A write to a missing table must fail, not make one without DEDUP.
+            "QDB_LINE_AUTO_CREATE_NEW_TABLES": "false",
+            "QDB_LINE_AUTO_CREATE_NEW_COLUMNS": "false",
             "QDB_HTTP_MIN_ENABLED": "false",
             "QDB_TELEMETRY_ENABLED": "false",
         }
