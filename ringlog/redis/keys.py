@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Iterator
 
 import msgspec
 
@@ -36,32 +37,35 @@ class Topic(enum.StrEnum):
 
 
 class KeyFamily(msgspec.Struct, frozen=True):
-    """One line of the catalogue: `ttl_s` None means that the key does not expire."""
+    """One line of the catalogue.
+
+    `ttl_s` None means that the key does not expire; `items_max` entries or members of at most `item_bytes_max` each.
+    """
 
     pattern: str
     redis_type: str
     ttl_s: int | None
-    bytes_max: int
-    owner: str
+    items_max: int
+    item_bytes_max: int
+    written_by: tuple[str, ...]
 
 
-# A stream's bytes_max counts its entries' payloads; the server needs about 60 bytes more for each.
-CATALOGUE: tuple[KeyFamily, ...] = (
-    KeyFamily("price:{symbol}", "string", FRESH_TTL_MS // 1_000, PRICE_BYTES_MAX, "Cache, RedisSink"),
-    KeyFamily("pool:{address}", "string", FRESH_TTL_MS // 1_000, POOL_BYTES_MAX, "Cache"),
-    KeyFamily("last:price:{symbol}", "string", LAST_TTL_S, PRICE_BYTES_MAX + 24, "Cache, RedisSink"),
-    KeyFamily("last:pool:{address}", "string", LAST_TTL_S, POOL_BYTES_MAX + 24, "Cache"),
-    KeyFamily(
-        "stream:price-updates",
-        "stream",
-        None,
-        STREAM_ENTRIES_MAX * EVENT_BYTES_MAX,
-        "StreamProducer, Publisher",
-    ),
-    KeyFamily("stream:trade-events", "stream", None, STREAM_ENTRIES_MAX * EVENT_BYTES_MAX, "RedisSink"),
-    KeyFamily("stream:ui-events", "stream", None, STREAM_ENTRIES_MAX * EVENT_BYTES_MAX, "StreamProducer, Publisher"),
-    KeyFamily("seen:{topic}:{group}", "zset", SEEN_TTL_S, SEEN_MEMBERS_MAX * 40, "StreamConsumer"),
-)
+def _catalogue() -> Iterator[KeyFamily]:
+    fresh_s, stamp_bytes = FRESH_TTL_MS // 1_000, 24
+    yield KeyFamily("price:{symbol}", "string", fresh_s, 1, PRICE_BYTES_MAX, ("Cache", "RedisSink"))
+    yield KeyFamily("pool:{address}", "string", fresh_s, 1, POOL_BYTES_MAX, ("Cache",))
+    yield KeyFamily(
+        "last:price:{symbol}", "string", LAST_TTL_S, 1, PRICE_BYTES_MAX + stamp_bytes, ("Cache", "RedisSink")
+    )
+    yield KeyFamily("last:pool:{address}", "string", LAST_TTL_S, 1, POOL_BYTES_MAX + stamp_bytes, ("Cache",))
+    for topic in Topic:
+        beside = "RedisSink" if topic is Topic.TRADE_EVENTS else "Publisher"
+        owners = tuple(sorted(("StreamProducer", beside)))
+        yield KeyFamily(f"stream:{topic}", "stream", None, STREAM_ENTRIES_MAX, EVENT_BYTES_MAX, owners)
+    yield KeyFamily("seen:{topic}:{group}", "zset", SEEN_TTL_S, SEEN_MEMBERS_MAX, 40, ("StreamConsumer",))
+
+
+CATALOGUE: tuple[KeyFamily, ...] = tuple(_catalogue())
 CHANNELS: tuple[str, ...] = tuple(f"channel:{topic}" for topic in Topic)
 
 

@@ -1,0 +1,82 @@
+"""The examples of docs/redis.md, its ACL, and its benchmark, run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from test_redis_keys import USERS
+
+from ringlog.redis import Connection, Subscriber, Topic
+from ringlog.settings import Secret
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "redis.md").read_text()
+
+
+def test_the_examples_run(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every example of the page runs, in order, with nothing set but the environment it names."""
+    monkeypatch.setenv("RINGLOG_REDIS_PORT", str(server.port))
+    monkeypatch.setenv("RINGLOG_REDIS_PASSWORD", server.password)
+    examples = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    assert len(examples) >= 6
+    names: dict[str, Any] = {}
+    for number, example in enumerate(examples):
+        exec(compile(example, f"docs/redis.md example {number}", "exec"), names)  # noqa: S102 - our own page
+    for name in ("connection", "impatient"):
+        names[name].close()
+
+
+def test_the_page_lists_every_error_and_freshness() -> None:
+    """The tables name each error the layer raises and each state a read can have."""
+    from ringlog.redis import Freshness
+
+    for name in ("ServerUnavailable", "ServerRefused", "ConsumerGroupMissing", "RedisValueError"):
+        assert f"| `{name}` |" in PAGE
+    for freshness in Freshness:
+        assert f"| {freshness.name} |" in PAGE
+
+
+@pytest.mark.parametrize("prefix", ["", "demo:"])
+def test_the_documented_user_can_do_all_and_no_more(server: Any, raw: redis.Redis, prefix: str) -> None:
+    """With the rights of the page's ACL line every part works, with a prefix too, and other keys are out of reach."""
+    (line,) = re.findall(r"^ACL SETUSER ringlog .*$", PAGE, re.M)
+    line = line.replace("PASSWORD", "canary").replace("~", f"~{prefix}").replace("&", f"&{prefix}")
+    raw.execute_command(*line.split(" "))
+    try:
+        settings = server.settings_for(
+            redis_user="ringlog", redis_password=Secret("canary"), redis_key_prefix=prefix, redis_retry_timeout_ms=0
+        )
+        with Connection(settings) as connection:
+            for use in USERS.values():
+                use(connection)
+            subscriber = Subscriber(connection, Topic.UI_EVENTS)
+            subscriber.read(wait_ms=1)
+            subscriber.close()
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                connection.client.set("other", "x")
+    finally:
+        raw.acl_deluser("ringlog")
+
+
+async def test_the_benchmark_still_runs() -> None:
+    """A tiny run of `python -m bench.redis_layer` goes through every case and says which bars it met."""
+    command = (sys.executable, "-m", "bench.redis_layer", "--tiny", "--json")
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )  # fmt: skip
+    out, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    results = json.loads(out)
+    assert set(results) == {"reads", "async_reads", "burst", "ticks", "restart", "drains", "publish_rate"}
+    # Of the bars, those that no load of the machine can change.
+    assert results["reads"]["bars"]["100 prices in one round trip"]
+    assert results["burst"]["length_max"] <= 10_000
+    assert results["restart"]["errors"] == []
