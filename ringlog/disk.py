@@ -24,7 +24,7 @@ Chunk = bytes | bytearray | memoryview
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 RESERVE_BYTES = 8 * 1024 * 1024
 _VECTORS_MAX = 512  # chunks a pwritev call; IOV_MAX is 1024 on Linux and macOS
-_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO in the place of a file must not hang us
 _TEMPORARY_SUFFIX = ".tmp"
 _RESERVE_NAME = "reserve"
 
@@ -98,8 +98,11 @@ class Directory:
         try:
             with contextlib.suppress(FileExistsError):
                 system.mkdir(name, dir_fd=dir_fd)
-                if parent:
-                    parent.sync()
+            # Always, not only after mkdir: an earlier start may have died, or failed, between the two.
+            if parent is not None:
+                parent.sync()
+            else:
+                _sync_directory(path.absolute().parent, system)
             descriptor = system.open(name, os.O_RDONLY | os.O_DIRECTORY | _FLAGS, dir_fd=dir_fd)
         except OSError as error:
             raise refusal(path, error, "a directory of our own") from error
@@ -187,6 +190,18 @@ class Directory:
 
     def close(self) -> None:
         os.close(self.descriptor)
+
+
+def _sync_directory(path: Path, system: System) -> None:
+    """Makes the names in a directory durable that is not ours to keep open."""
+    try:
+        descriptor = system.open(str(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:  # we may use it but not list it: then whoever made our directory in it made it durable
+        return
+    try:
+        system.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Reserve:

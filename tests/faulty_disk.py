@@ -125,3 +125,10 @@ class FaultyDisk(System):
             else:
                 (path / name).write_bytes(self._contents.get(number, b""))
                 (path / name).chmod(0o600)
+
+
+class QuickDisk(System):
+    """A disk that skips fsync, for tests that damage thousands of copies of one spool and restart on each."""
+
+    def fsync(self, descriptor: int) -> None:
+        pass

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ringlog.disk import Directory, Reserve, System
-from ringlog.errors import SpoolFull
+from ringlog.disk import Directory, Reserve, System, refusal
+from ringlog.errors import SpoolError, SpoolFull
 from ringlog.records import RecordLayout
 from ringlog.sinks.contract import Span
 from ringlog.spool.quarantine import Quarantine
@@ -52,7 +52,14 @@ class Spool:
         table = self._tables.get(name)
         if table is None:
             directory = self._root.subdirectory(name)
-            table = TableSpool(name, directory, self.quarantine, self.reserve, self._file_bytes_max)
+            try:
+                table = TableSpool(name, directory, self.quarantine, self.reserve, self._file_bytes_max)
+            except OSError as error:
+                directory.close()
+                raise refusal(directory.path, error, "a disk that takes writes") from error
+            except SpoolError:
+                directory.close()
+                raise
             self._tables[name] = table
         return table
 
@@ -92,7 +99,10 @@ class Spool:
 
         Several reads may be outstanding. Raises SpoolFull (no room to quarantine broken bytes), SpoolUnusable.
         """
-        return self._tables[table].read(rows_max) if table in self._tables else None
+        try:
+            return self._tables[table].read(rows_max) if table in self._tables else None
+        except OSError as error:
+            raise refusal(self.path, error, "a disk that takes the quarantine") from error
 
     def confirm(self, replay: Replay) -> None:
         """`replay` and all that was read before it is safe elsewhere: moves the cursor, then removes passed files.

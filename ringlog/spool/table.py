@@ -36,7 +36,7 @@ class TableSpool:
         self._end = max(self._newest(), self.confirmed)
         self._reader = Reader(table, self._files, quarantine)
         self._reader.seek(self.confirmed)
-        self._remove_passed(all_read=self.confirmed >= self._end)
+        self._remove_passed(all_read=self._was_all_read())
 
     def _load_cursor(self, quarantine: Quarantine) -> Position:
         stored, broken = cursor.load(self._directory)
@@ -63,6 +63,15 @@ class TableSpool:
                 file.release()
                 return end
         return Position()
+
+    def _was_all_read(self) -> bool:
+        """Whether the process before died between the cursor and the removal of the last file.
+
+        A file that the cursor never entered may hold broken bytes only: those are still to be put into quarantine.
+        """
+        last = self._files[-1] if self._files else None
+        entered = last is not None and last.header is not None and last.first_ordinal < self.confirmed.ordinal
+        return entered and self.confirmed >= self._end
 
     @property
     def bytes(self) -> int:

@@ -15,7 +15,7 @@ from ringlog.sinks.contract import Span
 
 
 def test_records_come_back_in_order_and_equal(tmp_path: Path) -> None:
-    """What several batches put in comes out once, in order, byte for byte, and nothing is left on disk but the cursor."""
+    """What several batches put in comes out once, in order, byte for byte, and only the cursor stays."""
     spool = open_spool(tmp_path / "spool")
     spans = [Span(1, 0, 10), Span(2, 5, 3), Span(1, 10, 7)]
     append(spool, spans[0], spans[1])

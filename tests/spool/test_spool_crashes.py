@@ -1,0 +1,193 @@
+"""The spool under crashes: of the process and of the machine, before every step that changes the disk."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from faulty_disk import Crash, FaultyDisk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spool_batches import append, drain, keys, open_spool
+
+from ringlog.errors import SpoolError
+from ringlog.sinks.contract import Span
+
+FILE_BYTES_MAX = 20_480  # two frames a file, so that files come and go
+
+
+@dataclass
+class Model:
+    """What is known outside the spool: what was attempted, what append returned for, what was confirmed."""
+
+    attempted: list[tuple[int, int]] = field(default_factory=list)
+    acknowledged: list[tuple[int, int]] = field(default_factory=list)
+    confirmed: set[tuple[int, int]] = field(default_factory=set)
+    outstanding: list[tuple[int, int]] = field(default_factory=list)
+    next_seq: int = 0
+
+    def append(self, spool, rows: int) -> None:
+        span = Span(7, self.next_seq, rows)
+        self.attempted += keys(span)
+        self.next_seq += rows
+        append(spool, span)
+        self.acknowledged += keys(span)
+
+    def replay(self, spool, *, confirm: bool) -> None:
+        replay = spool.read("ticks", 25)
+        if replay is None:
+            return
+        assert not [damage for damage in replay.damages if damage.rows]
+        self.outstanding += keys(*replay.spans)
+        if confirm:
+            self.confirmed |= set(self.outstanding)  # the caller's ledger says so before the spool is told
+            self.outstanding.clear()
+            spool.confirm(replay)
+
+    def check(self, spool) -> None:
+        """After a restart: all that was acknowledged and not confirmed comes, in order; nothing unknown comes."""
+        seen, _ = drain(spool)
+        assert set(seen) <= set(self.attempted)
+        owed = [key for key in self.acknowledged if key not in self.confirmed]
+        assert [key for key in seen if key in set(owed)] == owed
+        assert len(seen) == len(set(seen))
+
+
+def scenario(model: Model, path: Path, disk: FaultyDisk) -> None:
+    """Appends, reads, confirmations and a restart, over several files."""
+    spool = open_spool(path, file_bytes_max=FILE_BYTES_MAX, system=disk)
+    for _ in range(3):
+        model.append(spool, 10)
+    model.replay(spool, confirm=True)
+    model.append(spool, 20)
+    model.replay(spool, confirm=False)
+    model.append(spool, 5)
+    spool.close()
+    model.outstanding.clear()
+    spool = open_spool(path, file_bytes_max=FILE_BYTES_MAX, system=disk)
+    model.append(spool, 10)
+    for _ in range(6):
+        model.replay(spool, confirm=True)
+    model.append(spool, 3)
+    spool.close()
+
+
+def crash(tmp_path: Path, step: int, power_lost: bool) -> bool:
+    """Runs the scenario up to `step`, then restarts on what is left; returns whether the step was reached."""
+    disk = FaultyDisk(crash_at=step)
+    path = tmp_path / f"spool-{step}"
+    path.mkdir(mode=0o700)
+    model = Model()
+    try:
+        scenario(model, path, disk)
+    except Crash:
+        pass
+    else:
+        return False
+    if power_lost:
+        path = disk.lose_power(path, tmp_path / f"after-{step}")
+    spool = open_spool(path, file_bytes_max=FILE_BYTES_MAX)
+    model.check(spool)
+    model.append(spool, 4)
+    assert drain(spool)[0] == keys(Span(7, model.next_seq - 4, 4))
+    spool.close()
+    return True
+
+
+@pytest.mark.parametrize("power_lost", [False, True], ids=["killed", "power-lost"])
+def test_nothing_acknowledged_is_lost_whatever_the_step(tmp_path: Path, power_lost: bool) -> None:
+    """A crash before each step: every acknowledged and unconfirmed record comes back once, in order.
+
+    Defences: each fsync of file and directory, the rename behind it, and cursor before unlink.
+    """
+    step = 0
+    while crash(tmp_path, step, power_lost):
+        step += 1
+    assert step > 60
+
+
+@pytest.mark.parametrize("power_lost", [False, True], ids=["killed", "power-lost"])
+def test_a_crash_during_recovery_changes_nothing(tmp_path: Path, power_lost: bool) -> None:
+    """Dying at every step of one restart after another leaves all that is owed."""
+    disk = FaultyDisk()
+    path = tmp_path / "spool"
+    path.mkdir(mode=0o700)
+    model = Model()
+    spool = open_spool(path, file_bytes_max=FILE_BYTES_MAX, system=disk)
+    for _ in range(6):
+        model.append(spool, 10)
+    for _ in range(2):
+        model.replay(spool, confirm=True)
+    spool.close()
+    for step in range(40):
+        disk.crash_at = disk.steps + step % 12
+        try:
+            spool = open_spool(path, file_bytes_max=FILE_BYTES_MAX, system=disk)
+            model.replay(spool, confirm=False)
+        except Crash:
+            disk._crashed = False
+            disk.crash_at = -1
+    if power_lost:
+        path = disk.lose_power(path, tmp_path / "after")
+    model.check(open_spool(path))
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(1, 40)),
+        st.tuples(st.sampled_from(["replay", "confirm", "rewind", "restart"]), st.just(0)),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    operations=OPERATIONS,
+    faults=st.dictionaries(st.integers(0, 120), st.sampled_from([errno.EIO, errno.ENOSPC]), max_size=6),
+    crash_at=st.integers(0, 150),
+    power_lost=st.booleans(),
+    short_bytes=st.sampled_from([0, 1000]),
+)
+def test_any_history_keeps_what_was_acknowledged(
+    tmp_path_factory, operations, faults, crash_at, power_lost, short_bytes
+) -> None:
+    """Any order of appends, replays, restarts, failing calls and short writes, then a crash: the model holds."""
+
+    def fault(step: int, call: str) -> None:
+        if step in faults:
+            raise OSError(faults[step], f"injected into {call}")
+
+    disk = FaultyDisk(crash_at=crash_at, fault=fault, short_bytes=short_bytes)
+    root = tmp_path_factory.mktemp("history")
+    path = root / "spool"
+    path.mkdir(mode=0o700)
+    model = Model()
+    spool = None
+    try:
+        for operation, rows in [*operations, ("append", 7)]:
+            try:
+                spool = spool or open_spool(path, file_bytes_max=FILE_BYTES_MAX, system=disk)
+                match operation:
+                    case "append":
+                        model.append(spool, rows)
+                    case "replay" | "confirm":
+                        model.replay(spool, confirm=operation == "confirm")
+                    case "rewind":
+                        spool.rewind("ticks")
+                        model.outstanding.clear()
+                    case "restart":
+                        spool.close()
+                        spool = None
+                        model.outstanding.clear()
+            except SpoolError:
+                pass
+    except Crash:
+        pass
+    if power_lost:
+        path = disk.lose_power(path, root / "after")
+    survivor = open_spool(path)
+    model.check(survivor)
+    survivor.close()
