@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringlog.records import Record, Symbol, layout_of
-from ringlog.sinks.contract import Span
+from ringlog.spans import Span
 from ringlog.spool import Damage, Spool
 
 

@@ -1,6 +1,7 @@
 """Sinks: where batches go."""
 
-from ringlog.sinks.contract import Batch, Receipt, Request, Sink, Span
+from ringlog.sinks.contract import Batch, Receipt, Request, Sink
 from ringlog.sinks.memory import MemorySink
+from ringlog.spans import Span
 
 __all__ = ["Batch", "MemorySink", "Receipt", "Request", "Sink", "Span"]

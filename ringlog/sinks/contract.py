@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from ringlog.columns import Column, sliced
 from ringlog.records import RecordLayout
-
-
-class Span(NamedTuple):
-    """Consecutive records of one lane: `rows` of them, from `first_seq` on."""
-
-    lane: int
-    first_seq: int
-    rows: int
+from ringlog.spans import Span
 
 
 @dataclasses.dataclass(slots=True)

@@ -6,7 +6,7 @@ import enum
 
 import msgspec
 
-from ringlog.sinks.contract import Span
+from ringlog.spans import Span
 
 
 class DamageKind(enum.StrEnum):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ringlog.disk import Chunk
 from ringlog.records import RecordLayout
-from ringlog.sinks.contract import Span
+from ringlog.spans import Span
 
 VERSION = 1
 ALIGNMENT_BYTES = 4096

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringlog.records import RecordLayout
-from ringlog.sinks.contract import Span
+from ringlog.spans import Span
 from ringlog.spool.cursor import Position
 from ringlog.spool.damage import Damage, DamageKind
 from ringlog.spool.frames import FrameHeader

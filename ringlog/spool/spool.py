@@ -10,7 +10,7 @@ from typing import Any
 from ringlog.disk import Directory, Reserve, System, refusal
 from ringlog.errors import SpoolError, SpoolFull
 from ringlog.records import RecordLayout
-from ringlog.sinks.contract import Span
+from ringlog.spans import Span
 from ringlog.spool.quarantine import Quarantine
 from ringlog.spool.reader import Replay
 from ringlog.spool.table import TableSpool

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ringlog.disk import Chunk, Directory, close_quietly, refusal, write_all
 from ringlog.errors import SpoolUnusable
 from ringlog.records import RecordLayout
-from ringlog.sinks.contract import Span
+from ringlog.spans import Span
 from ringlog.spool.frames import (
     ALIGNMENT_BYTES,
     FILE_MAGIC,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from ringlog.disk import FULL_ERRNOS, Chunk, Directory, Reserve, refusal
 from ringlog.errors import SpoolFull
 from ringlog.records import RecordLayout
-from ringlog.sinks.contract import Span
+from ringlog.spans import Span
 from ringlog.spool import cursor
 from ringlog.spool.cursor import Position
 from ringlog.spool.frames import file_header_bytes, frame_bytes

@@ -18,7 +18,7 @@ from faulty_disk import FaultyDisk, QuickDisk
 from spool_batches import TICK, append, drain, keys, open_spool
 
 from ringlog.errors import SpoolFull, SpoolUnusable
-from ringlog.sinks.contract import Span
+from ringlog.spans import Span
 from ringlog.spool import DamageKind, Spool
 from ringlog.spool.frames import ALIGNMENT_BYTES, FRAME_FIXED_BYTES, frame_bytes, pack_file_header
 
@@ -132,15 +132,9 @@ def test_21_disk_full(mounted: Callable[[str], Path], filesystem: str) -> None:
     disk = mounted(filesystem)
     (disk / "ballast").write_bytes(bytes(256 * 1024))
     spool = open_spool(disk / "spool", reserve_bytes=65_536)
-    kept: list[Span] = []
-    with pytest.raises(SpoolFull, match="No space left"):
-        for start in itertools.count(0, 100):
-            append(spool, Span(1, start, 100))
-            kept.append(Span(1, start, 100))
-    with pytest.raises(OSError, match="No space left"), (disk / "rest").open("wb", buffering=0) as rest:
-        while True:
-            rest.write(bytes(4096))
-            os.fsync(rest)
+    kept = fill(spool, rows=100)
+    with pytest.raises(OSError, match="No space left"):
+        fill_up(disk / "rest")
     first = spool.read("ticks", 100)
     assert first is not None
     spool.confirm(first)
@@ -186,7 +180,7 @@ APPENDING = """
 import sys
 from pathlib import Path
 from ringlog.errors import SpoolError
-from ringlog.sinks.contract import Span
+from ringlog.spans import Span
 from spool_batches import append, open_spool
 spool = open_spool(Path(sys.argv[1]))
 for start in range(0, 12, 4):
@@ -212,7 +206,7 @@ def run_injected(path: Path, *injections: str) -> list[str]:
 
 
 def test_22_real_fsync_fails_for_ever(tmp_path: Path) -> None:
-    """While every fsync fails with EIO nothing is acknowledged: each append is refused by name, and replays nothing new.
+    """While every fsync fails with EIO nothing is acknowledged: each append is refused by name.
 
     Defence: fsync's result is looked at (ignored: "kept" is printed here).
     """
@@ -220,7 +214,7 @@ def test_22_real_fsync_fails_for_ever(tmp_path: Path) -> None:
     spool = open_spool(tmp_path / "spool")
     append(spool, Span(9, 0, 1))
     spool.close()
-    # The start's own fsyncs pass: the spool is opened with 6, counted here so that this fails if it changes.
+    # The start's own four fsyncs (of directories) pass.
     lines = run_injected(tmp_path / "spool", "fsync:error=EIO:when=5+")
     assert lines == [f"refused {start} SpoolUnusable" for start in (0, 4, 8)]
     seen, _ = drain(open_spool(tmp_path / "spool"))
@@ -371,7 +365,7 @@ def test_27_read_only_disk(mounted: Callable[[str], Path]) -> None:
 def test_27_directory_without_write_permission() -> None:
     """A directory that its own user may not write to is refused at start, by name (root may write anywhere)."""
     with tempfile.TemporaryDirectory() as base:
-        os.chmod(base, 0o755)
+        os.chmod(base, 0o711)  # noqa: S103
         path = Path(base) / "spool"
         path.mkdir(mode=0o500)
         os.chown(path, 65_534, 65_534)
@@ -408,12 +402,21 @@ def test_28_spool_over_its_cap(tmp_path: Path) -> None:
     assert drain(spool) == (keys(Span(2, 0, 10)), [])
 
 
-def fill(spool: Spool) -> list[Span]:
+def fill(spool: Spool, rows: int = 10) -> list[Span]:
+    """Appends until the spool refuses; what it took."""
     kept: list[Span] = []
-    for start in range(0, 10_000, 10):
+    for start in range(0, 1000 * rows, rows):
         try:
-            append(spool, Span(1, start, 10))
+            append(spool, Span(1, start, rows))
         except SpoolFull:
             return kept
-        kept.append(Span(1, start, 10))
-    raise AssertionError("the spool never reached its cap")
+        kept.append(Span(1, start, rows))
+    raise AssertionError("the spool never refused")
+
+
+def fill_up(path: Path) -> None:
+    """Takes all the space that a disk has left."""
+    with path.open("wb", buffering=0) as rest:
+        while True:
+            rest.write(bytes(4096))
+            os.fsync(rest)

@@ -14,9 +14,9 @@ from house_project import ROOT, imports_of, modules, parsed, python_files
 # modules of one row build on each other.
 ROWS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"settings", "records", "layout"}),
+    frozenset({"settings", "records", "layout", "disk", "spans"}),
     frozenset({"columns", "validation", "migration"}),
-    frozenset({"_ring", "_ring_python", "_decode", "_decode_python", "spool", "pressure"}),
+    frozenset({"_ring", "_ring_python", "_decode", "_decode_python", "spool", "ledger", "dead_letters", "pressure"}),
     frozenset({"ring"}),
     frozenset({"decode", "arrays"}),
     frozenset({"lanes", "sinks"}),

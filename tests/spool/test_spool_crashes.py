@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spool_batches import append, drain, keys, open_spool
 
 from ringlog.errors import SpoolError
-from ringlog.sinks.contract import Span
+from ringlog.spans import Span
 
 FILE_BYTES_MAX = 20_480  # two frames a file, so that files come and go
 

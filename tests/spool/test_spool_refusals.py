@@ -12,7 +12,7 @@ from spool_batches import append, drain, keys, open_spool
 
 from ringlog.disk import sealed
 from ringlog.errors import SpoolUnusable
-from ringlog.sinks.contract import Span
+from ringlog.spans import Span
 from ringlog.spool import frames
 
 

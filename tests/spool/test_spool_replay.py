@@ -11,7 +11,7 @@ import pytest
 from spool_batches import QUOTE, TICK, append, drain, keys, open_spool, slots_of
 
 from ringlog.errors import SpoolFull
-from ringlog.sinks.contract import Span
+from ringlog.spans import Span
 
 
 def test_records_come_back_in_order_and_equal(tmp_path: Path) -> None:
