@@ -255,7 +255,8 @@ static int outputs_open(Decoder *self, PyObject *tuple, Output *outputs, Py_ssiz
             if (!data || !valid || PyObject_GetBuffer(data, &output->data, PyBUF_WRITABLE) < 0 ||
                 PyObject_GetBuffer(valid, &output->valid, PyBUF_WRITABLE) < 0)
                 goto failed;
-            memcpy(&output->length, (int32_t *)output->values.buf + at, 4);
+            if (fits)
+                memcpy(&output->length, (int32_t *)output->values.buf + at, 4);
             fits = fits && output->valid.len >= end && output->data.len <= INT32_MAX &&
                    (uint64_t)output->length + (uint64_t)(end - at) * column->width <= (uint64_t)output->data.len;
         }
@@ -359,7 +360,7 @@ static PyObject *decoder_decode(Decoder *self, PyObject *args)
     Output outputs[FIELDS_MAX];
     if (!PyArg_ParseTuple(args, "y*nKO!n", &slots, &rows, &first_seq, &PyTuple_Type, &tuple, &at))
         return NULL;
-    if (rows < 0 || at < 0 || (uint64_t)slots.len != (uint64_t)rows * self->slot_bytes) {
+    if (rows < 0 || at < 0 || at > INT32_MAX || (uint64_t)slots.len != (uint64_t)rows * self->slot_bytes) {
         PyErr_Format(PyExc_ValueError, "slots: got %zd bytes for %zd rows of %u bytes", slots.len, rows, self->slot_bytes);
         PyBuffer_Release(&slots);
         return NULL;

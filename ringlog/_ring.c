@@ -394,6 +394,7 @@ typedef struct {
     uint64_t refused[REFUSED_WORDS]; /* those of lanes that this ring left, and of no lane */
     unsigned generation;
     int recovering;
+    unsigned recovering_generation; /* a child forked in the middle of it is not recovering */
     int last_refused; /* reason + 1 of the latest refusal, or 0 */
 } Ring;
 
@@ -512,19 +513,27 @@ static inline int ring_usable(const Ring *self)
 /* Asks Python for a lane that may be written. 1: go on; 0: refused (counted); -1: an exception is set. */
 static int ring_recover(Ring *self, uint64_t rows)
 {
-    if (self->recovering) { /* the callable itself led back here (a signal handler, __del__) */
+    if (self->recovering && self->recovering_generation == fork_generation) {
+        /* The callable itself led back here (a signal handler, __del__), or another thread is in it. */
         ring_refuse(self, REENTRANT, rows);
         return 0;
     }
+    if (!self->recover) { /* cleared by the garbage collector, or never made */
+        ring_refuse(self, CLOSED, rows);
+        return 0;
+    }
     self->recovering = 1;
+    self->recovering_generation = fork_generation;
     PyObject *answer = PyObject_CallNoArgs(self->recover);
     self->recovering = 0;
     if (!answer)
         return -1;
     long reason = answer == Py_True ? -1 : PyLong_AsLong(answer);
     Py_DECREF(answer);
-    if (reason == -1)
-        return PyErr_Occurred() ? -1 : ring_usable(self);
+    if (reason == -1 && PyErr_Occurred())
+        return -1;
+    if (reason == -1 && ring_usable(self))
+        return 1;
     ring_refuse(self, reason >= 0 && reason < REFUSED_WORDS ? (enum refused)reason : BUDGET, rows);
     return 0;
 }
@@ -533,7 +542,7 @@ static int ring_recover(Ring *self, uint64_t rows)
 static inline uint64_t ring_free(Ring *self, uint64_t rows)
 {
     uint64_t used = self->head - self->tail;
-    if (UNLIKELY(used + rows > self->capacity)) {
+    if (UNLIKELY(used > self->capacity || rows > self->capacity - used)) {
         self->tail = load_acquire(self->tail_word); /* SYNC POINT tail: with the writer's advance */
         used = self->head - self->tail;
         if (used > self->capacity) /* a tail beyond the head or a lap behind: no writer stores that; write nothing */
@@ -930,6 +939,10 @@ static PyObject *appender_append(Appender *self, PyObject *const *args, Py_ssize
     PyObject *arranged[FIELDS_MAX];
     PyObject *const *values = args;
     int count = (int)given;
+    if (UNLIKELY(!self->ring)) {
+        PyErr_SetString(PyExc_TypeError, "Appender was not initialised");
+        return NULL;
+    }
     if (UNLIKELY(names || (given != self->count && given != self->count - 1))) {
         if (appender_arrange(self, args, given, names, arranged) < 0)
             return NULL;
@@ -954,11 +967,8 @@ static int appender_traverse(Appender *self, visitproc visit, void *arg)
     return 0;
 }
 
-static int appender_clear(Appender *self)
-{
-    Py_CLEAR(self->ring);
-    return 0;
-}
+/* There is no clear: cycles lead through the ring's callables, which the ring clears, and an append after that (from
+   another object's end) still finds its ring. */
 
 static void appender_dealloc(Appender *self)
 {
@@ -985,7 +995,6 @@ static PyType_Slot appender_slots[] = {
     {Py_tp_new, PyType_GenericNew},
     {Py_tp_dealloc, appender_dealloc},
     {Py_tp_traverse, appender_traverse},
-    {Py_tp_clear, appender_clear},
     {Py_tp_methods, appender_methods},
     {0, NULL},
 };

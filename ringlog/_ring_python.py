@@ -1,9 +1,9 @@
 """The Python ring: the reference for `_ring.c`, which has the same classes with the same methods. Works everywhere.
 
-SYNC POINT pairs are described in `_ring.c`. Python has no acquire and release, so `_fence` passes through a lock of
-its own: its release cannot be seen before what was stored before it, nor can what follows its acquire happen before
-it, which together is a full fence on every processor that ringlog supports. Without it an ARM machine could publish a
-head before the slot, and the drain would read a slot of the last lap.
+SYNC POINT pairs are described in `_ring.c`. Python has no acquire and release, so `_fence` passes through a lock: its
+release cannot be seen before what was stored before it, nor can what follows its acquire happen before it, which
+together is a full fence on every processor that ringlog supports. Without it an ARM machine could publish a head
+before the slot, and the drain would read a slot of the last lap.
 """
 
 from __future__ import annotations
@@ -19,22 +19,20 @@ from ringlog.layout import REFUSED_WORDS, Refused
 from ringlog.records.fields import NULL_LENGTH, NULL_LONG, Kind
 
 _WORD = struct.Struct("@Q")  # native: one 8-byte store, where "=Q" would be eight of one byte
-_fence_lock = threading.Lock()
-_fence_lock.acquire()
 _fork_generation = 0
 
 
 def _fence() -> None:
-    # Threads that meet here only ever hand the lock on; none holds it for longer than this.
-    _fence_lock.release()
-    _fence_lock.acquire()
+    # A lock of this call alone: no other thread, signal handler or forked child can ever meet it.
+    lock = threading.Lock()
+    lock.acquire()
+    lock.release()
+    lock.acquire()
 
 
 def _after_fork_in_child() -> None:
-    global _fork_generation, _fence_lock  # noqa: PLW0603 (the child's copies of process-wide state)
+    global _fork_generation  # noqa: PLW0603 (the child's copy of process-wide state)
     _fork_generation += 1
-    _fence_lock = threading.Lock()
-    _fence_lock.acquire()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -80,23 +78,34 @@ class Ring:
         self._left_refused = [0] * REFUSED_WORDS  # those of lanes that this ring left, and of no lane
         # Held by an append from the slot's first byte to its publishing: threads of this process share the ring. Not
         # waited for: a signal handler that appends in the middle of an append would wait for itself.
-        self.lock = threading.RLock()
-        self.inside = False
+        self._lock = threading.RLock()
+        self._inside = False
         self._recovering = False
-        self._generation = _fork_generation
+        self._detaching = False  # asked for inside an append: done when that leaves
+        self._lock_generation = self._generation = _fork_generation
 
     def attach(self, memory: Any, board: Any, slots_offset: int, capacity: int, words: tuple[int, ...]) -> None:
         """Writes to this lane from now on; `words` are the offsets of state, head, tail, refused and refuse."""
-        self.detach()
-        view = memoryview(memory).cast("B")
-        if capacity <= 0 or capacity & (capacity - 1) or slots_offset + capacity * self.slot_bytes > len(view):
+        self._release()
+        view, board_view = memoryview(memory).cast("B"), memoryview(board).cast("B")
+        *lane_words, refuse = words
+        last_words = [*lane_words[:3], lane_words[3] + 8 * (REFUSED_WORDS - 1)]
+        fits = (
+            capacity > 0
+            and capacity & (capacity - 1) == 0
+            and slots_offset + capacity * self.slot_bytes <= len(view)
+            and all(word + 8 <= slots_offset for word in last_words)
+            and refuse + 8 <= len(board_view)
+            and not any(word % 8 for word in (*words, slots_offset))
+        )
+        if not fits:
             raise ValueError(
                 f"memory: got {len(view)} bytes for {capacity} slots of {self.slot_bytes} bytes from byte "
-                f"{slots_offset} on, wanted a power of two of slots inside it"
+                f"{slots_offset} on, wanted a power of two of slots inside it, and aligned words below them"
             )
         self._memory = view
         self._words = view[:slots_offset].cast("Q")
-        self._board = memoryview(board).cast("B")
+        self._board = board_view
         self._board_words = self._board.cast("Q")
         self._state, self._head_word, self._tail_word, self._refused, self._refuse = (word // 8 for word in words)
         self._slots_offset = slots_offset
@@ -107,7 +116,14 @@ class Ring:
         self.attached = True
 
     def detach(self) -> None:
-        """Lets go of the memory; the next append recovers."""
+        """Lets go of the memory; the next append recovers. Inside an append (a signal handler) once that is done."""
+        with self._own_lock():
+            if self._inside and not self._recovering:
+                self._detaching = True
+            else:
+                self._release()
+
+    def _release(self) -> None:
         if not self.attached:
             return
         self._left_refused = list(self.refused())
@@ -142,13 +158,13 @@ class Ring:
                 answer = self.recover()
             finally:
                 self._recovering = False
-            if answer is not True:
-                self.refuse(answer, rows)
+            if answer is not True or not self._usable():
+                self.refuse(Refused.BUDGET if answer is True else answer, rows)
                 return 0
         if self._board_words[self._refuse]:
             self.refuse(Refused.BOARD, rows)
             return 0
-        if self.head - self._tail + rows > self._capacity:
+        if not 0 <= self.head - self._tail <= self._capacity - rows:
             self._tail = self._words[self._tail_word]  # SYNC POINT tail: with the writer's advance
             _fence()
         free = self._capacity - (self.head - self._tail)
@@ -167,19 +183,39 @@ class Ring:
         _fence()
         self._words[self._head_word] = self.head  # SYNC POINT head: with the drain
 
+    def _own_lock(self) -> Any:
+        """The lock; a new one in a forked child, whose parent's threads may have held the old one for ever."""
+        if self._lock_generation != _fork_generation:
+            self._lock_generation = _fork_generation
+            self._lock = threading.RLock()
+            self._inside = self._recovering = self._detaching = False
+        return self._lock
+
     def enter(self, rows: int) -> bool:
         """Takes the ring for one append; False, counted, inside another append of the same thread."""
-        self.lock.acquire()
-        if self.inside:
+        self._own_lock().acquire()
+        if self._inside:
             self.refuse(Refused.REENTRANT, rows)
-            self.lock.release()
+            self._lock.release()
             return False
-        self.inside = True
+        self._inside = True
         return True
 
     def leave(self) -> None:
-        self.inside = False
-        self.lock.release()
+        self._inside = False
+        if self._detaching:
+            self._detaching = False
+            self._release()
+        self._lock.release()
+
+    def refuses(self) -> bool:
+        """Whether one record would be refused now (and then it is counted): before any of its values is looked at."""
+        if not self.enter(1):
+            return True
+        try:
+            return not self.ready(1)
+        finally:
+            self.leave()
 
     def append_many(self, rows: Any, count: int) -> int:
         """Appends checked slots; how many were accepted, from the front."""
@@ -268,5 +304,7 @@ class Appender:
         passed = {**self._defaults, **given, **kwargs}
         if len(args) > len(names) or given.keys() & kwargs.keys() or passed.keys() != set(names):
             coerce(-1, len(args), tuple(kwargs), names)
+        if self._ring.refuses():
+            return False
         values = [(field, coerce(i, passed[field.name])) for i, field in self._varying]
         return self._ring.write(self._presets + values)
