@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -17,7 +17,7 @@ from ringlog.errors import LaneError
 from ringlog.lanes.board import Board
 from ringlog.lanes.instance import Instance, boot_id
 from ringlog.lanes.locks import LockFile
-from ringlog.lanes.segments import Segment, create_segment
+from ringlog.lanes.segments import Segment, create_segment, unlink_segment
 from ringlog.layout import (
     HEAD_OFFSET,
     HEADER,
@@ -40,7 +40,17 @@ SLOTS_MIN = 64
 SHARE_OF_REST = 7
 CLAIM_TIMEOUT_SECONDS = 5.0
 
-_claims_lock = threading.Lock()  # record locks do not hold off threads of one process
+# Record locks do not hold off threads of one process. Re-entrant for a signal handler that claims inside a claim: it
+# then finds the file's lock held, instead of waiting for itself.
+_claims_lock = threading.RLock()
+
+
+def _after_fork_in_child() -> None:
+    global _claims_lock  # noqa: PLW0603 (a thread of the parent may have held it)
+    _claims_lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class BudgetExhausted(LaneError):
@@ -50,7 +60,7 @@ class BudgetExhausted(LaneError):
 class Card(msgspec.Struct, frozen=True):
     """What is known of a lane without its segment: lies beside its lock file, which nobody else may open."""
 
-    lane: int
+    lane: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     segment: str
     size_bytes: int
     record: str
@@ -109,19 +119,19 @@ class OwnedLane:
 
 
 @contextmanager
-def claims_lock(instance: Instance) -> Iterator[None]:
-    """Held while a lane or the board is made or removed; never on the path of an append.
+def claims_lock(instance: Instance, timeout_seconds: float = CLAIM_TIMEOUT_SECONDS) -> Iterator[None]:
+    """Held while a lane or the board is made or removed; never on the path of an append that has a lane.
 
-    Raises LaneError where another process has held it for CLAIM_TIMEOUT_SECONDS (a stopped one, say).
+    Raises LaneError where another process has held it for `timeout_seconds` (a stopped one, say).
     """
     with _claims_lock:
         lock = LockFile(instance.claims_path)
-        deadline = time.monotonic() + CLAIM_TIMEOUT_SECONDS
+        deadline = time.monotonic() + timeout_seconds
         while not lock.take():
             if time.monotonic() > deadline:
                 raise LaneError(
                     f"{instance.claims_path}: got a lock held by another process for "
-                    f"{CLAIM_TIMEOUT_SECONDS:.0f} s, wanted it free: is that process stopped?"
+                    f"{timeout_seconds:g} s, wanted it free: is that process stopped?"
                 )
             time.sleep(0.002)
         try:
@@ -130,18 +140,25 @@ def claims_lock(instance: Instance) -> Iterator[None]:
             lock.release()
 
 
-def open_board(instance: Instance) -> Board:
+def open_board(instance: Instance, timeout_seconds: float = CLAIM_TIMEOUT_SECONDS) -> Board:
     """The instance's board, made if there is none."""
-    with claims_lock(instance):
+    with claims_lock(instance, timeout_seconds):
         return Board.open(instance)
 
 
-def claim(instance: Instance, layout: RecordLayout, *, lane_bytes: int | None = None) -> OwnedLane:
+def claim(
+    instance: Instance,
+    layout: RecordLayout,
+    *,
+    lane_bytes: int | None = None,
+    timeout_seconds: float = CLAIM_TIMEOUT_SECONDS,
+) -> OwnedLane:
     """Claims a new lane for records of `layout`: `lane_bytes` of slots, or as many as the budget's rest suggests.
 
-    Raises BudgetExhausted, SharedMemoryFull, or LaneError (which names the file or directory).
+    Waits at most `timeout_seconds` for another claim to end. Raises BudgetExhausted, SharedMemoryFull, or LaneError
+    (which names the file or directory).
     """
-    with claims_lock(instance):
+    with claims_lock(instance, timeout_seconds):
         rest = instance.settings.lane_bytes_max - sum(card.size_bytes for card in cards(instance))
         capacity = _capacity(layout, rest, lane_bytes)
         lane = secrets.randbits(63) or 1
@@ -183,12 +200,16 @@ def _made(instance: Instance, layout: RecordLayout, capacity: int, lane: int, lo
     card = Card(lane, instance.segment_name(lane), size, layout.name, layout.table, pid, boot_id(), now_us)
     _write_card(instance.card_path(lane), card)
     segment = create_segment(card.segment, size)
-    segment.memory[LAYOUT_OFFSET : LAYOUT_OFFSET + len(description)] = description
-    header = (layout.slot_bytes, capacity, lane, pid, now_us, card.boot_id.encode(), at, len(description))
-    HEADER.pack_into(segment.memory, 0, bytes(8), LAYOUT_VERSION, *header)
-    # The magic comes last: a segment without it was never claimed, and holds nothing.
-    store(segment.memory, 0, int.from_bytes(MAGIC, "little"))
-    return OwnedLane(card, segment, lock, at, capacity)
+    try:
+        segment.memory[LAYOUT_OFFSET : LAYOUT_OFFSET + len(description)] = description
+        header = (layout.slot_bytes, capacity, lane, pid, now_us, card.boot_id.encode(), at, len(description))
+        HEADER.pack_into(segment.memory, 0, bytes(8), LAYOUT_VERSION, *header)
+        # The magic comes last: a segment without it was never claimed, and holds nothing.
+        store(segment.memory, 0, int.from_bytes(MAGIC, "little"))
+        return OwnedLane(card, segment, lock, at, capacity)
+    except BaseException:  # a signal handler raised: without its card nobody would ever find the segment
+        unlink_segment(card.segment)
+        raise
 
 
 def _write_card(path: Path, card: Card) -> None:

@@ -37,6 +37,7 @@ class LockFile:
         self.path = path
         self._descriptor = -1
         self._pid = -1
+        self._inode = (0, 0)
 
     def take(self, *, exclusive_create: bool = False) -> bool:
         """Opens and locks the file; False where another process holds it.
@@ -56,7 +57,8 @@ class LockFile:
             except OSError:
                 os.close(descriptor)
                 return False
-            if self._is_at_path(descriptor):
+            self._inode = _inode_of(os.fstat(descriptor))
+            if self._is_at_path():
                 break
             os.close(descriptor)  # unlinked between open and lock: what we locked is no longer the lock
         self._descriptor = descriptor
@@ -64,13 +66,11 @@ class LockFile:
         _held.add(self.path)
         return True
 
-    def _is_at_path(self, descriptor: int) -> bool:
+    def _is_at_path(self) -> bool:
         try:
-            there = os.stat(self.path, follow_symlinks=False)
+            return _inode_of(os.stat(self.path, follow_symlinks=False)) == self._inode
         except FileNotFoundError:
             return False
-        here = os.fstat(descriptor)
-        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def write(self, text: str) -> None:
         """Replaces the file's text, through the descriptor that holds the lock."""
@@ -83,19 +83,30 @@ class LockFile:
             return
         if self._pid == os.getpid():
             _held.discard(self.path)
-        with contextlib.suppress(OSError):  # somebody closed it behind our back
-            os.close(self._descriptor)
+        with contextlib.suppress(OSError):
+            # Where somebody closed it behind our back, the number may be another file's by now.
+            if _inode_of(os.fstat(self._descriptor)) == self._inode:
+                os.close(self._descriptor)
         self._descriptor = -1
 
 
+def _inode_of(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
 def is_locked(path: Path) -> bool:
-    """Whether a process (this one included) holds the lock of the file at `path`; False where there is no file."""
+    """Whether a process (this one included) holds the lock of the file at `path`; False where there is no file.
+
+    True where the file cannot be opened (no free descriptor, say): who cannot tell must not take a lane away.
+    """
     if path in _held:
         return True
     try:
         descriptor = os.open(path, OPEN_FLAGS)
     except FileNotFoundError:
         return False
+    except OSError:
+        return True
     try:
         request = _pack(fcntl.F_WRLCK)
         answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import logging
 import time
@@ -15,7 +14,7 @@ from ringlog.errors import LaneError, SegmentRefused
 from ringlog.lanes.claims import Card, cards, claims_lock
 from ringlog.lanes.instance import Instance, boot_id
 from ringlog.lanes.locks import LockFile, is_locked
-from ringlog.lanes.segments import Segment, attach_segment, unlink_segment
+from ringlog.lanes.segments import Segment, SegmentBlank, attach_segment, unlink_segment
 from ringlog.layout import (
     HEAD_OFFSET,
     HEADER,
@@ -31,12 +30,12 @@ from ringlog.layout import (
     segment_bytes,
     slots_offset,
 )
-from ringlog.records import RecordLayout
+from ringlog.records import LANE, SEQ, TIMESTAMP, Field, Kind, RecordLayout
+from ringlog.records.declaration import FIELDS_MAX, IDENTIFIER, SLOT_BYTES_MAX
+from ringlog.records.fields import INT64_MAX, INT64_MIN, TEXT_WIDTH_BYTES_MAX
 from ringlog.ring import load, store
 
 logger = logging.getLogger("ringlog.lanes")
-
-SLOT_BYTES_MAX = 1 << 20
 
 
 class LaneReader:
@@ -67,6 +66,8 @@ class LaneReader:
 
     @classmethod
     def _checked(cls, card: Card, segment: Segment) -> LaneReader:
+        if bytes(segment.memory[:8]) == bytes(8):
+            raise SegmentBlank(f"segment {card.segment}: got no magic, wanted a completed claim")
         if segment.size < LAYOUT_OFFSET:
             raise SegmentRefused(f"segment {card.segment}: got {segment.size} bytes, wanted at least {LAYOUT_OFFSET}")
         header = dict(zip(HEADER_FIELDS, HEADER.unpack(bytes(segment.memory[: HEADER.size])), strict=True))
@@ -121,7 +122,9 @@ class LaneReader:
 
     @property
     def state(self) -> LaneState:
-        return LaneState(load(self._memory, STATE_OFFSET))
+        """RETIRED also for a word that nobody stores: its owner leaves such a lane as well."""
+        word = load(self._memory, STATE_OFFSET)
+        return LaneState(word) if word in (LaneState.OPEN, LaneState.CLOSED) else LaneState.RETIRED
 
     @property
     def refused(self) -> tuple[int, ...]:
@@ -180,10 +183,36 @@ class LaneReader:
 def _check_layout(card: Card, layout: RecordLayout) -> None:
     """The layout comes from another process: every field must lie inside the slot and every name be an identifier."""
     names = [field.name for field in layout.fields]
-    inside = all(8 <= field.offset <= layout.slot_bytes - field.stored_bytes for field in layout.fields)
-    identifiers = all(name.isascii() and name.isidentifier() for name in (*names, layout.table))
-    if not (16 <= layout.slot_bytes <= SLOT_BYTES_MAX and inside and identifiers and len(set(names)) == len(names)):
-        raise SegmentRefused(f"segment {card.segment}: got a layout of {layout.name} with fields outside their slot")
+    sound = (
+        16 <= layout.slot_bytes <= SLOT_BYTES_MAX
+        and 2 <= len(names) <= FIELDS_MAX + 1
+        and len({*names, LANE, SEQ}) == len(names) + 2
+        and all(IDENTIFIER.fullmatch(name) for name in (*names, layout.table))
+        and all(8 <= field.offset <= layout.slot_bytes - field.stored_bytes for field in layout.fields)
+        and all(_is_sound(field) for field in layout.fields)
+        and [field.name for field in layout.fields if field.kind is Kind.TIMESTAMP] == [TIMESTAMP] == names[-1:]
+    )
+    if not sound:
+        raise SegmentRefused(
+            f"segment {card.segment}: got a layout of {layout.name!r} that no record type compiles to, "
+            f"wanted named fields of known kinds inside their slot of {layout.slot_bytes} bytes"
+        )
+
+
+def _is_sound(field: Field) -> bool:
+    """Whether a field's width and limits are ones that its kind can have."""
+    limits = (field.minimum, field.maximum)
+    match field.kind:
+        case Kind.DOUBLE:
+            return field.width_bytes == 8 and all(isinstance(limit, float) for limit in limits)
+        case Kind.LONG:
+            return field.width_bytes == 8 and all(isinstance(x, int) and INT64_MIN <= x <= INT64_MAX for x in limits)
+        case Kind.TIMESTAMP:
+            return field.width_bytes == 8
+        case Kind.BOOLEAN:
+            return field.width_bytes == 1
+        case _:
+            return 1 <= field.width_bytes <= TEXT_WIDTH_BYTES_MAX
 
 
 class Absent(enum.Enum):
@@ -211,37 +240,30 @@ class LaneDirectory:
         for card in cards(self._instance):
             if card.lane in self.lanes or card.lane in self.refused:
                 continue
+            # Asked first: an owner that completed its claim, appended and left after we had looked at the segment must
+            # not seem to have died within the claim.
+            owned = self._is_owned(card.lane)
             try:
                 reader = LaneReader.attach(card)
             except FileNotFoundError:
-                self._miss(card)
-            except SegmentRefused as error:
-                if self._is_owned(card.lane):
-                    continue  # its claim may not be complete yet
-                if self._is_blank(card):
+                if not owned or card.boot_id != self._boot_id:
+                    self._miss(card)
+            except SegmentBlank:
+                if not owned:  # else its claim is not complete yet
                     self._miss(card, blank=True)
-                    continue
+            except SegmentRefused as error:
                 self.refused[card.lane] = str(error)
                 logger.error("lane refused, left untouched: %s", error)
+            except LaneError as error:
+                logger.error("lane cannot be attached yet: %s", error)
             else:
                 self.lanes[card.lane] = reader
                 logger.info("lane=%016x attached record=%s slots=%d", card.lane, card.record, reader.capacity)
-
-    def _is_blank(self, card: Card) -> bool:
-        """Whether the claim ended before the magic: then nothing was ever accepted."""
-        with contextlib.suppress(FileNotFoundError, SegmentRefused):
-            segment = attach_segment(card.segment)
-            magic = bytes(segment.memory[:8])
-            segment.close()
-            return magic == bytes(8)
-        return False
 
     def _is_owned(self, lane: int) -> bool:
         return is_locked(self._instance.lock_path(lane))
 
     def _miss(self, card: Card, *, blank: bool = False) -> None:
-        if card.boot_id == self._boot_id and self._is_owned(card.lane):
-            return  # being claimed right now
         reason = Absent.REBOOTED if card.boot_id != self._boot_id else Absent.UNCLAIMED if blank else Absent.UNLINKED
         self.absent[card.lane] = (card, reason)
         logger.warning("lane=%016x of %s is gone: %s", card.lane, card.record, reason.value)

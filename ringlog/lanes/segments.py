@@ -16,9 +16,28 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker, shared_memory
 from typing import Any
 
-from ringlog.errors import SegmentRefused, SharedMemoryFull
+from ringlog.errors import LaneError, SegmentRefused, SharedMemoryFull
 
 _tracking_lock = threading.Lock()
+_register, _unregister = resource_tracker.register, resource_tracker.unregister
+
+
+def _ignored(_name: Any, _type: str) -> None:
+    """Stands in for the tracker's functions while a segment is opened."""
+
+
+def _after_fork_in_child() -> None:
+    global _tracking_lock  # noqa: PLW0603 (a thread of the parent may have held it)
+    _tracking_lock = threading.Lock()
+    _restore_tracking()
+
+
+def _restore_tracking() -> None:
+    if resource_tracker.register is _ignored:
+        resource_tracker.register, resource_tracker.unregister = _register, _unregister
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 @contextlib.contextmanager
@@ -28,16 +47,21 @@ def _untracked() -> Iterator[dict[str, Any]]:
         yield {"track": False}
         return
     with _tracking_lock:
-        register = resource_tracker.register
-        resource_tracker.register = lambda name, rtype: None  # noqa: ARG005 (called by position)
+        resource_tracker.register = resource_tracker.unregister = _ignored
         try:
             yield {}
         finally:
-            resource_tracker.register = register
+            _restore_tracking()
+
+
+class SegmentBlank(SegmentRefused):
+    """A segment whose claim is not complete, or whose owner died within the claim: nothing was ever accepted."""
 
 
 class Segment(shared_memory.SharedMemory):
     """A segment that is neither tracked nor closed behind the back of an appender that still holds its memory."""
+
+    _fd: int
 
     def __init__(self, name: str, *, create: bool = False, size_bytes: int = 0) -> None:
         with _untracked() as options:
@@ -49,16 +73,21 @@ class Segment(shared_memory.SharedMemory):
         return self.buf
 
     def close(self) -> None:
-        # Where an appender or a view still holds the memory, the mapping goes when the last of them does.
-        with contextlib.suppress(BufferError):
+        # Where an appender or a view still holds the memory, the mapping goes when the last of them does, but the
+        # descriptor goes now: nobody would close it then.
+        try:
             super().close()
+        except BufferError:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):
             self.close()
 
     def status(self) -> os.stat_result:
-        return os.fstat(self._fd)  # type: ignore[attr-defined]
+        return os.fstat(self._fd)
 
     def reserve(self) -> None:
         """Takes the pages now: a segment that was only sized kills its writer with SIGBUS on a full /dev/shm.
@@ -66,7 +95,7 @@ class Segment(shared_memory.SharedMemory):
         Raises OSError with ENOSPC.
         """
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._fd, 0, self.size)  # type: ignore[attr-defined]
+            os.posix_fallocate(self._fd, 0, self.size)
 
 
 def create_segment(name: str, size_bytes: int) -> Segment:
@@ -84,13 +113,16 @@ def create_segment(name: str, size_bytes: int) -> Segment:
         raise
     try:
         segment.reserve()
+        for page in range(0, size_bytes, 4096):
+            segment.memory[page] = 0
     except OSError as error:
         unlink_segment(name)
         if error.errno == errno.ENOSPC:
             raise _full(name, size_bytes) from None
         raise
-    for page in range(0, size_bytes, 4096):
-        segment.memory[page] = 0
+    except BaseException:
+        unlink_segment(name)
+        raise
     return segment
 
 
@@ -111,13 +143,18 @@ def _owner_of(name: str) -> str:
 def attach_segment(name: str) -> Segment:
     """An existing segment of this user.
 
-    Raises FileNotFoundError where there is none, SegmentRefused where it is not a regular one of this user, mode 0600.
+    Raises FileNotFoundError where there is none, SegmentBlank where it is empty, SegmentRefused where it is not a
+    regular one of this user, mode 0600, LaneError where this process has no descriptor or memory left for it.
     """
     try:
         segment = Segment(name)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
+    except ValueError:
+        raise SegmentBlank(f"segment {name}: got 0 bytes, wanted a lane") from None  # made and not yet sized
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise LaneError(f"segment {name}: got {error}, wanted a free descriptor and memory to attach it") from None
         raise SegmentRefused(f"segment {name}: got {error}{_owner_of(name)}, wanted one that can be attached") from None
     status = segment.status()
     wrong = ""
