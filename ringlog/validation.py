@@ -6,6 +6,7 @@ Both rings call this for whatever they cannot store as it is, and the checks of 
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import time
 from collections.abc import Collection, Sequence
@@ -21,6 +22,7 @@ from ringlog.records.fields import NULL_LENGTH, NULL_LONG
 
 TIMESTAMP_MIN_US = 946_684_800_000_000  # 2000-01-01
 TIMESTAMP_AHEAD_MAX_US = 3_600_000_000  # one hour
+CHECKED_ROWS_MAX = 4096  # at a time: the check of a wide text takes a few times its memory
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 
@@ -107,7 +109,7 @@ def _shown(value: Any) -> str:
 
 
 def _double(record: str, field: Field, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool | np.timedelta64) or not isinstance(value, int | float | np.integer | np.floating):
         raise _wrong_type(record, field, value)
     try:
         number = float(value)
@@ -120,7 +122,7 @@ def _double(record: str, field: Field, value: Any) -> float:
 
 
 def _long(record: str, field: Field, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    if isinstance(value, bool | np.timedelta64) or not isinstance(value, int | np.integer):
         raise _wrong_type(record, field, value)
     number = int(value)
     _in_range(record, field, number)
@@ -138,10 +140,10 @@ def _in_range(record: str, field: Field, number: float) -> None:
 
 def _timestamp(record: str, field: Field, value: Any) -> int:
     if isinstance(value, datetime.datetime):
-        if value.tzinfo is None:
+        if value.utcoffset() is None:
             raise RecordValueError(f"{record}.{field.name}: got naive datetime {value!r}, wanted one with a time zone")
         stamp = (value - _EPOCH) // _MICROSECOND
-    elif isinstance(value, int | np.integer) and not isinstance(value, bool):
+    elif isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64):
         stamp = int(value)
     else:
         raise _wrong_type(record, field, value)
@@ -157,14 +159,9 @@ def _timestamp(record: str, field: Field, value: Any) -> int:
 
 def _text(record: str, field: Field, value: Any) -> str:
     if not isinstance(value, str):
-        if field.kind is not Kind.JSON:
+        if field.kind is not Kind.JSON or not isinstance(value, dict | list):
             raise _wrong_type(record, field, value)
-        try:
-            value = msgspec.json.encode(value).decode()
-        except (TypeError, ValueError, RecursionError) as error:
-            raise RecordTypeError(
-                f"{record}.{field.name}: got {_shown(value)}, wanted {_wanted(field)} ({error})"
-            ) from None
+        value = _json(record, field, value)
     text = str.__str__(value)
     try:
         encoded = text.encode()
@@ -183,6 +180,23 @@ def _text(record: str, field: Field, value: Any) -> str:
     return text
 
 
+def _json(record: str, field: Field, value: dict[Any, Any] | list[Any]) -> str:
+    try:
+        text = msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, RecursionError) as error:
+        wrong = RecordValueError if isinstance(error, ValueError) else RecordTypeError
+        raise wrong(f"{record}.{field.name}: got {_shown(value)}, wanted {_wanted(field)} ({error})") from None
+    if "null" in text:
+        # NaN and infinity, which JSON cannot hold, have become null: nothing may be changed silently.
+        try:
+            json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
+        except ValueError:
+            raise RecordValueError(
+                f"{record}.{field.name}: got NaN or infinity in {_shown(value)}, wanted finite numbers"
+            ) from None
+    return text
+
+
 def _listed(choices: Sequence[Any]) -> str:
     return ", ".join(repr(choice) for choice in choices)
 
@@ -192,18 +206,37 @@ def check_rows(layout: RecordLayout, rows: NDArray[Any]) -> None:
 
     Raises RecordTypeError for another dtype, RecordValueError naming the first wrong row of a field.
     """
+    if not isinstance(rows, np.ndarray):
+        raise RecordTypeError(f"{layout.name}: got {type(rows).__name__}, wanted an array: see ringlog.rows_of")
     if rows.dtype != layout.dtype or rows.ndim != 1:
         raise RecordTypeError(
             f"{layout.name}: got dtype {rows.dtype} with {rows.ndim} dimensions, wanted one dimension of {layout.dtype}"
         )
-    for field in layout.fields:
-        wrong = wrong_rows(field, rows[field.name])
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise RecordValueError(
-                f"{layout.name}.{field.name}: got {_shown(_row_value(field, rows[field.name][row]))} in row {row}, "
-                f"wanted a value that append takes"
-            )
+    for start in range(0, len(rows), CHECKED_ROWS_MAX):
+        part = rows[start : start + CHECKED_ROWS_MAX]
+        for field in layout.fields:
+            wrong = wrong_rows(field, part[field.name])
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                raise RecordValueError(
+                    f"{layout.name}.{field.name}: got {_shown(_row_value(field, part[field.name][row]))} in row "
+                    f"{start + row}, wanted {_wanted_value(field)}"
+                )
+
+
+def _wanted_value(field: Field) -> str:
+    match field.kind:
+        case Kind.DOUBLE:
+            return f"a finite float, {field.minimum} to {field.maximum}"
+        case Kind.LONG:
+            return f"one of {_listed(field.choices)}" if field.choices else f"{field.minimum} to {field.maximum}"
+        case Kind.BOOLEAN:
+            return "0 or 1"
+        case Kind.TIMESTAMP:
+            return "microseconds since the epoch between 2000-01-01 and one hour from now"
+        case _:
+            of = f", one of {_listed(field.choices)}" if field.choices else ""
+            return f"at most {field.width_bytes} bytes of UTF-8 without NUL{of}"
 
 
 def _row_value(field: Field, value: Any) -> Any:

@@ -44,6 +44,7 @@ SEQ_OFFSET = 0
 TIMESTAMP_OFFSET = 8
 SLOT_ALIGNMENT_BYTES = 64
 FIELDS_MAX = 60
+SLOT_BYTES_MAX = 1 << 20
 
 IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _SPECS = (Double, Long, Symbol, Varchar, Json)
@@ -123,16 +124,25 @@ def _numpy_format(field: Field) -> Any:
 def layout_of(record_type: type[Record]) -> RecordLayout:
     """The compiled layout of a record type.
 
-    Raises DeclarationError where the class has no table, a field's type has no kind, or there are too many fields.
+    Raises DeclarationError where the class has no table, a field's type has no kind, its limits, width or default
+    cannot be stored, or there are too many fields.
     """
     name = record_type.__name__
     table = record_type.__table__
     if not IDENTIFIER.fullmatch(table):
         raise DeclarationError(f"{name}.__table__: got {table!r}, wanted lower-case letters, digits and _ (at most 63)")
-    hints = typing.get_type_hints(record_type, include_extras=True)
+    try:
+        hints = typing.get_type_hints(record_type, include_extras=True)
+    except NameError as error:
+        raise DeclarationError(f"{name}: got a type that is not known where the class stands ({error})") from None
+    if hints[TIMESTAMP] != typing.get_type_hints(Record)[TIMESTAMP]:
+        raise DeclarationError(f"{name}.timestamp: got a declaration of its own, wanted it left to Record")
     declared = [field for field in msgspec.structs.fields(record_type) if field.name != TIMESTAMP]
     if not 1 <= len(declared) <= FIELDS_MAX:
         raise DeclarationError(f"{name}: got {len(declared)} fields beside timestamp, wanted 1 to {FIELDS_MAX}")
+    for field in declared:
+        if field.default_factory is not msgspec.NODEFAULT:
+            raise DeclarationError(f"{name}.{field.name}: got a default made anew each time, wanted a constant one")
     described = [_described(name, field.name, hints[field.name]) for field in declared]
     return _placed(name, table, described)
 
@@ -189,6 +199,8 @@ def _placed(name: str, table: str, described: list[dict[str, Any]]) -> RecordLay
         offsets[field["name"]] = position
         position += whole_words(field["width_bytes"] + 2) if field["kind"].is_text else field["width_bytes"]
     slot_bytes = -(-position // SLOT_ALIGNMENT_BYTES) * SLOT_ALIGNMENT_BYTES
+    if slot_bytes > SLOT_BYTES_MAX:
+        raise DeclarationError(f"{name}: got slots of {slot_bytes} bytes, wanted at most {SLOT_BYTES_MAX}")
     fields = [Field(offset=offsets[field["name"]], **field) for field in described]
     fields.append(Field(name=TIMESTAMP, kind=Kind.TIMESTAMP, offset=TIMESTAMP_OFFSET, width_bytes=8))
     return RecordLayout(name=name, table=table, slot_bytes=slot_bytes, fields=tuple(fields))

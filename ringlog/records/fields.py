@@ -9,6 +9,7 @@ smallest int64: neither can be appended as a value, so both stay free to mean NU
 from __future__ import annotations
 
 import enum
+import math
 from typing import Any
 
 import msgspec
@@ -114,6 +115,7 @@ def kind_and_limits(owner: str, python_type: Any, spec: Any) -> dict[str, Any]:
     """What `Field` needs besides name, offset and nullable, from a field's Python type and its Annotated spec."""
     match spec, python_type:
         case (Double(), _) if python_type is float:
+            _check_limits(owner, spec, (float, int), -math.inf, math.inf)
             return {
                 "kind": Kind.DOUBLE,
                 "width_bytes": 8,
@@ -121,6 +123,7 @@ def kind_and_limits(owner: str, python_type: Any, spec: Any) -> dict[str, Any]:
                 "maximum": float(spec.maximum),
             }
         case (Long(), _) if python_type is int:
+            _check_limits(owner, spec, (int,), INT64_MIN, INT64_MAX + 1)
             return {
                 "kind": Kind.LONG,
                 "width_bytes": 8,
@@ -146,11 +149,27 @@ def kind_and_limits(owner: str, python_type: Any, spec: Any) -> dict[str, Any]:
     )
 
 
+def _check_limits(owner: str, spec: Double | Long, types: tuple[type, ...], below: float, above: float) -> None:
+    """Limits and choices lie strictly between `below` and `above`: infinity and the smallest int64 are not values."""
+    values = [spec.minimum, spec.maximum, *(spec.choices if isinstance(spec, Long) else ())]
+    if not all(type(value) in types and below < value < above for value in values) or spec.minimum > spec.maximum:
+        raise DeclarationError(
+            f"{owner}: got {spec!r}, wanted minimum <= maximum, both "
+            + ("finite floats" if isinstance(spec, Double) else f"ints from {INT64_MIN + 1} to {INT64_MAX}")
+        )
+
+
 def _width(owner: str, spec: Symbol | Varchar | Json) -> int:
-    if not 1 <= spec.width_bytes <= TEXT_WIDTH_BYTES_MAX:
-        raise DeclarationError(f"{owner}: got width_bytes={spec.width_bytes}, wanted 1 to {TEXT_WIDTH_BYTES_MAX}")
+    if type(spec.width_bytes) is not int or not 1 <= spec.width_bytes <= TEXT_WIDTH_BYTES_MAX:
+        raise DeclarationError(f"{owner}: got width_bytes={spec.width_bytes!r}, wanted 1 to {TEXT_WIDTH_BYTES_MAX}")
     if isinstance(spec, Symbol):
         for choice in spec.choices:
-            if not choice or len(choice.encode()) > spec.width_bytes:
-                raise DeclarationError(f"{owner}: got choice {choice!r}, wanted 1 to {spec.width_bytes} bytes")
+            if not 1 <= len(choice.encode("utf-8", "replace")) <= spec.width_bytes or not _is_storable(choice):
+                raise DeclarationError(
+                    f"{owner}: got choice {choice!r}, wanted 1 to {spec.width_bytes} bytes of UTF-8 without NUL"
+                )
     return spec.width_bytes
+
+
+def _is_storable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
