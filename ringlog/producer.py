@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ringlog.errors import LaneError, RecordTypeError
+from ringlog.errors import RecordTypeError
 from ringlog.lanes.board import Board
-from ringlog.lanes.claims import BudgetExhausted, OwnedLane, claim, open_board
+from ringlog.lanes.claims import CLAIM_TIMEOUT_SECONDS, BudgetExhausted, OwnedLane, claim, open_board
 from ringlog.lanes.instance import Instance
 from ringlog.layout import BOARD_REFUSE_OFFSET, Refused
 from ringlog.records import (
@@ -35,6 +35,8 @@ logger = logging.getLogger("ringlog.producer")
 
 # A claim lists a directory and maps memory, which an append must not do again and again while the budget is exhausted.
 CLAIM_RETRY_SECONDS = 1.0
+# An append that has to claim waits for another process's claim (a millisecond each), never for a stopped process.
+CLAIM_IN_APPEND_TIMEOUT_SECONDS = 0.1
 
 
 class Appender:
@@ -122,11 +124,11 @@ class Appender:
     def open(self) -> None:
         """Claims the lane now, so that the first append is as cheap as the others. Raises LaneError."""
         if self._lane is None:
-            self._attach()
+            self._attach(CLAIM_TIMEOUT_SECONDS)
 
-    def _attach(self) -> None:
-        board = self._owner.open_board()
-        lane = claim(self._owner.instance, self.layout, lane_bytes=self._lane_bytes)
+    def _attach(self, timeout_seconds: float) -> None:
+        board = self._owner.open_board(timeout_seconds)
+        lane = claim(self._owner.instance, self.layout, lane_bytes=self._lane_bytes, timeout_seconds=timeout_seconds)
         self._ring.attach(
             lane.memory, board.memory, lane.slots_offset, lane.capacity, (*lane.words, BOARD_REFUSE_OFFSET)
         )
@@ -147,10 +149,10 @@ class Appender:
             self._lane.forget()
             self._lane = None
         try:
-            self._attach()
+            self._attach(CLAIM_IN_APPEND_TIMEOUT_SECONDS)
         except BudgetExhausted as error:
             logger.warning("append refused: %s", error)
-        except (LaneError, OSError):
+        except Exception:
             logger.exception("append refused: no lane could be claimed for %s", self.layout.name)
         else:
             return True
@@ -190,16 +192,21 @@ class Producer:
     def open(self) -> Producer:
         """Claims a lane for every record type. Raises LaneError (BudgetExhausted, SharedMemoryFull) where it cannot."""
         self.instance.open()
-        for appender in self._appenders.values():
-            appender.open()
+        self.is_closed = False
+        try:
+            for appender in self._appenders.values():
+                appender.open()
+        except BaseException:
+            self.close()  # all lanes or none
+            raise
         logger.info("producer open records=%d ring=%s", len(self._appenders), IMPLEMENTATION)
         return self
 
-    def open_board(self) -> Board:
-        """The instance's board, attached once."""
+    def open_board(self, timeout_seconds: float) -> Board:
+        """The instance's board, attached once; waits at most that long for another process's claim to end."""
         if self.board is None:
             self.instance.open()
-            self.board = open_board(self.instance)
+            self.board = open_board(self.instance, timeout_seconds)
         return self.board
 
     def appender(self, record_type: type[Record]) -> Appender:
@@ -277,12 +284,20 @@ class AsyncProducer:
     def refused(self) -> dict[str, dict[str, int]]:
         return self.producer.refused()
 
-    async def __aenter__(self) -> AsyncProducer:
+    async def open(self) -> AsyncProducer:
+        """Claims a lane for every record type; see `Producer.open`."""
         self.producer.open()
         return self
 
-    async def __aexit__(self, *_exception: object) -> None:
+    async def close(self) -> None:
+        """Leaves all lanes to the writer; see `Producer.close`."""
         self.producer.close()
+
+    async def __aenter__(self) -> AsyncProducer:
+        return await self.open()
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.close()
 
 
 __all__ = ["Appender", "AsyncProducer", "Producer"]
