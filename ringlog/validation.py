@@ -169,14 +169,14 @@ def _text(record: str, field: Field, value: Any) -> str:
         raise RecordValueError(
             f"{record}.{field.name}: got a lone surrogate in {_shown(text)}, wanted text that UTF-8 can hold"
         ) from None
+    if field.choices and text not in field.choices:
+        raise RecordValueError(f"{record}.{field.name}: got {_shown(text)}, wanted one of {_listed(field.choices)}")
     if len(encoded) > field.width_bytes:
         raise RecordValueError(
             f"{record}.{field.name}: got {len(encoded)} bytes {_shown(text)}, wanted at most {field.width_bytes}"
         )
     if "\0" in text:
         raise RecordValueError(f"{record}.{field.name}: got a NUL byte in {_shown(text)}, wanted none")
-    if field.choices and text not in field.choices:
-        raise RecordValueError(f"{record}.{field.name}: got {_shown(text)}, wanted one of {_listed(field.choices)}")
     return text
 
 

@@ -22,7 +22,7 @@ _tracking_lock = threading.Lock()
 _register, _unregister = resource_tracker.register, resource_tracker.unregister
 
 
-def _ignored(_name: Any, _type: str) -> None:
+def _ignored(name: Any, rtype: str) -> None:
     """Stands in for the tracker's functions while a segment is opened."""
 
 
