@@ -84,7 +84,7 @@ def test_entries_may_come_again_and_confirmed_is_the_last_word(tmp_path: Path) -
 
 
 def test_a_reboot_takes_what_had_no_term(tmp_path: Path) -> None:
-    """Under another boot id, records seen in a lane and nowhere else are lost at reboot, exactly; the spool's are not."""
+    """Under another boot id, records seen in a lane and nowhere else are lost at reboot; the spool keeps its own."""
     ledger = open_ledger(tmp_path / "spool")
     ledger.record(Term.CONFIRMED, "trades", [Span(1, 0, 50)])
     ledger.record(Term.SPOOLED, "trades", [Span(1, 50, 10)])
@@ -99,7 +99,7 @@ def test_a_reboot_takes_what_had_no_term(tmp_path: Path) -> None:
 
 
 def test_reconciling_with_the_spool(tmp_path: Path) -> None:
-    """A frame the ledger does not know becomes spooled; spooled records that no frame has become quarantined, by name."""
+    """A frame the ledger does not know becomes spooled; spooled records without a frame become quarantined."""
     ledger = open_ledger(tmp_path / "spool")
     ledger.record(Term.SPOOLED, "trades", [Span(1, 0, 30)])
     destroyed = ledger.reconcile([("trades", Span(1, 0, 10)), ("trades", Span(1, 20, 15)), ("quotes", Span(2, 0, 3))])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,5 +33,5 @@ def test_behaves_like_a_set(changes: list[tuple[bool, tuple[int, int]]], window:
     assert ranges.end == max(plain, default=-1) + 1
     parts = list(ranges)
     assert all(a < b for a, b in parts)
-    assert all(before[1] < after[0] for before, after in zip(parts, parts[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(parts))
     assert SeqSet(parts) == ranges
