@@ -1,0 +1,125 @@
+"""The compose file: its structure, its pins, and its health checks run against real servers and a real lease."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from house_project import ROOT
+
+from ringlog.lanes.instance import Instance
+from ringlog.lanes.readers import Lease
+from ringlog.servers import QuestDBServer
+from ringlog.servers.questdb import VERSION
+from ringlog.settings import Settings
+
+ONE_SHOT = {"migrate"}
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    document = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert isinstance(document, dict)
+    return document
+
+
+@pytest.fixture(scope="module")
+def services(compose: dict[str, Any]) -> dict[str, Any]:
+    return dict(compose["services"])
+
+
+def test_images_are_pinned(services: dict[str, Any]) -> None:
+    """Every image names an exact version, and QuestDB's is the one that is embedded and tested."""
+    for name, service in services.items():
+        assert re.fullmatch(r"[a-z/]+:\d+(\.\d+)+", service["image"]), name
+    assert services["questdb"]["image"] == f"questdb/questdb:{VERSION}"
+    for line in (ROOT / "Dockerfile").read_text().splitlines():
+        if line.startswith("FROM"):
+            assert re.match(r"FROM python:3\.\d+\.\d+-(slim-)?bookworm", line), line
+
+
+def test_ports_are_published_on_loopback_only(services: dict[str, Any]) -> None:
+    """No port is reachable from another machine, and only the holder of the network publishes any."""
+    for name, service in services.items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), (name, port)
+    assert {name for name, service in services.items() if "ports" in service} == {"machine"}
+
+
+def test_shared_memory_outlives_every_worker(services: dict[str, Any]) -> None:
+    """Lanes live in the IPC namespace of a service that never restarts by itself, and the writer joins it."""
+    machine, writer = services["machine"], services["writer"]
+    assert machine["ipc"] == "shareable"
+    megabytes = int(re.fullmatch(r"(\d+)m", machine["shm_size"])[1])  # type: ignore[index]
+    assert megabytes * 2**20 >= 2 * Settings().lane_bytes_max
+    assert writer["ipc"] == "service:machine"
+    assert writer["user"] == "1000:1000"
+    assert "runtime:/run/ringlog" in writer["volumes"]
+    assert {s["network_mode"] for n, s in services.items() if n != "machine"} == {"service:machine"}
+
+
+def test_questdb_syncs_and_makes_no_tables(services: dict[str, Any]) -> None:
+    """The server fsyncs what it confirms, and a write to a missing table fails instead of making one."""
+    environment = services["questdb"]["environment"]
+    assert environment["QDB_CAIRO_COMMIT_MODE"] == "sync"
+    assert environment["QDB_LINE_AUTO_CREATE_NEW_TABLES"] == "false"
+
+
+def test_services_are_checked_and_awaited(services: dict[str, Any], compose: dict[str, Any]) -> None:
+    """Every lasting service has a health check, dependencies exist and are waited for, and volumes are declared."""
+    for name, service in services.items():
+        assert name in ONE_SHOT or service["healthcheck"]["test"][0] == "CMD", name
+        for other, how in service.get("depends_on", {}).items():
+            if how["condition"] == "service_healthy":
+                assert "healthcheck" in services[other]
+            elif how["condition"] == "service_completed_successfully":
+                assert other in ONE_SHOT
+        assert {volume.split(":")[0] for volume in service.get("volumes", [])} <= set(compose["volumes"]), name
+
+
+def test_passwords_must_be_given(compose: dict[str, Any]) -> None:
+    """No password stands in the file: each comes from the environment and compose refuses to start without it."""
+    for name, service in compose["services"].items():
+        for variable, value in service.get("environment", {}).items():
+            if "PASSWORD" in variable or variable == "REDISCLI_AUTH":
+                assert re.fullmatch(r"\$\{RINGLOG_\w+_PASSWORD:\?.+\}", value), (name, variable)
+
+
+def test_environment_is_made_of_real_settings(services: dict[str, Any]) -> None:
+    """Every RINGLOG_ variable of the writer is a setting of ringlog's."""
+    Settings.from_environment(services["writer"]["environment"])
+
+
+def checked(test: list[str], **environment: str) -> int:
+    """Runs a health check's command as Docker would, and returns its exit status."""
+    kind, *command = [part.replace("$$", "$") for part in test]
+    assert kind == "CMD"
+    command[0] = sys.executable if command[0] == "python" else command[0]
+    return subprocess.run(command, env={**os.environ, **environment}, timeout=30, check=False).returncode
+
+
+def test_health_check_of_questdb(services: dict[str, Any], questdb_server: QuestDBServer) -> None:
+    """QuestDB's check passes on a running server and fails where nothing listens."""
+    test = services["questdb"]["healthcheck"]["test"]
+    port = questdb_server.ports["http"]
+    assert checked([part.replace("127.0.0.1/9000", f"127.0.0.1/{port}") for part in test]) == 0
+    assert checked([part.replace("127.0.0.1/9000", "127.0.0.1/9") for part in test]) != 0
+
+
+def test_health_check_of_the_writer(services: dict[str, Any], instance_dir: Path) -> None:
+    """The writer's check passes while a writer holds the lease, and fails before and after."""
+    test = services["writer"]["healthcheck"]["test"]
+    lease = Lease(Instance(Settings(runtime_dir=str(instance_dir))))
+    assert checked(test, RINGLOG_RUNTIME_DIR=str(instance_dir)) == 1
+    assert lease.take()
+    try:
+        assert checked(test, RINGLOG_RUNTIME_DIR=str(instance_dir)) == 0
+    finally:
+        lease.release()
+    assert checked(test, RINGLOG_RUNTIME_DIR=str(instance_dir)) == 1
