@@ -27,6 +27,15 @@
 #error "ringlog's C ring needs GCC or Clang; the Python ring works without it"
 #endif
 
+/* An int of a single digit, read without a call. */
+#if PY_VERSION_HEX >= 0x030C0000
+#define LONG_IS_SMALL(value) PyUnstable_Long_IsCompact((PyLongObject *)(value))
+#define LONG_SMALL_VALUE(value) PyUnstable_Long_CompactValue((PyLongObject *)(value))
+#else
+#define LONG_IS_SMALL(value) (Py_SIZE(value) == 1)
+#define LONG_SMALL_VALUE(value) (((PyLongObject *)(value))->ob_digit[0])
+#endif
+
 enum kind { TIMESTAMP, DOUBLE, LONG, BOOLEAN, SYMBOL, VARCHAR, JSON };
 enum refused { FULL, BOARD, BUDGET, REENTRANT, CLOSED, REFUSED_WORDS };
 enum outcome { WRITTEN, COERCE, FAILED };
@@ -48,6 +57,15 @@ typedef struct {
     int64_t *integers;  /* or the values of a long's */
 } Choices;
 
+/* The symbols that a field was given lately, by the identity of the str, with their checked bytes: two for each set. */
+#define SYMBOL_SETS 8
+typedef struct {
+    PyObject *texts[2 * SYMBOL_SETS]; /* owned: as long as one is here, no other object has its address */
+    uint32_t stride;                  /* bytes of an entry of `images`: u16 length and text, whole words */
+    uint32_t turn;                    /* which of a set's two is replaced next */
+    unsigned char images[];
+} SymbolCache;
+
 /* One field, in a cache line: an append walks over all of them. */
 typedef struct {
     uint8_t kind;
@@ -56,11 +74,10 @@ typedef struct {
     uint8_t index; /* in the record layout, for the Python callables */
     uint32_t offset;
     uint32_t width;
-    Limit minimum, maximum;    /* of a double or a long */
-    PyObject *last;            /* the symbol last written here: owned; its bytes are `last_bytes` */
-    unsigned char *last_bytes; /* u16 length and text, whole words */
-    Choices *choices;          /* owned, or NULL */
-    PyObject *name;            /* owned, interned */
+    Limit minimum, maximum; /* of a double or a long */
+    SymbolCache *cache;     /* of a symbol: owned */
+    Choices *choices;       /* owned, or NULL */
+    PyObject *name;         /* owned, interned */
 } Field;
 
 static unsigned fork_generation; /* raised in every forked child, however it was forked */
@@ -94,9 +111,10 @@ static void choices_free(Choices *choices)
 static void field_clear(Field *field)
 {
     choices_free(field->choices);
-    PyMem_Free(field->last_bytes);
+    for (int i = 0; field->cache && i < 2 * SYMBOL_SETS; i++)
+        Py_XDECREF(field->cache->texts[i]);
+    PyMem_Free(field->cache);
     Py_XDECREF(field->name);
-    Py_XDECREF(field->last);
     memset(field, 0, sizeof *field);
 }
 
@@ -166,8 +184,12 @@ static int field_init(Field *field, PyObject *description, int index)
     PyUnicode_InternInPlace(&field->name);
     if (choices_new(choices, kind, &field->choices) < 0)
         return -1;
-    if (kind == SYMBOL && !(field->last_bytes = PyMem_Calloc(1, whole_words((size_t)width + 2))))
-        return PyErr_NoMemory(), -1;
+    if (kind == SYMBOL) {
+        size_t stride = whole_words((size_t)width + 2);
+        if (!(field->cache = PyMem_Calloc(1, sizeof *field->cache + 2 * SYMBOL_SETS * stride)))
+            return PyErr_NoMemory(), -1;
+        field->cache->stride = (uint32_t)stride;
+    }
     return 0;
 }
 
@@ -218,8 +240,14 @@ static inline int write_long(const Field *field, PyObject *value, unsigned char 
     int64_t number;
     if (UNLIKELY(!PyLong_CheckExact(value)))
         return COERCE;
-    number = PyLong_AsLongLongAndOverflow(value, &overflow);
-    if (UNLIKELY(overflow || number < field->minimum.integer || number > field->maximum.integer))
+    if (LIKELY(LONG_IS_SMALL(value)))
+        number = LONG_SMALL_VALUE(value);
+    else {
+        number = PyLong_AsLongLongAndOverflow(value, &overflow);
+        if (UNLIKELY(overflow))
+            return COERCE;
+    }
+    if (UNLIKELY(number < field->minimum.integer || number > field->maximum.integer))
         return COERCE;
     if (UNLIKELY(field->choices != NULL)) {
         int i = 0;
@@ -247,13 +275,32 @@ static int chosen(const Choices *choices, const char *text, size_t length)
 
 typedef uint8_t Vector __attribute__((vector_size(16)));
 
+#define HAS_NUL(word) (((word) - UINT64_C(0x0101010101010101)) & ~(word) & UINT64_C(0x8080808080808080))
+
+/* As copy_text, for fewer than 16 bytes: without calls, and the parts overlap. */
+static inline int copy_short_text(unsigned char *to, const char *from, size_t length)
+{
+    uint64_t head = 0, tail = 0;
+    if (length >= 8) {
+        memcpy(&head, from, 8);
+        memcpy(&tail, from + length - 8, 8);
+        memcpy(to, &head, 8);
+        memcpy(to + length - 8, &tail, 8);
+        return !(HAS_NUL(head) | HAS_NUL(tail));
+    }
+    int sound = 1;
+    for (size_t at = 0; at < length; at++) {
+        to[at] = (unsigned char)from[at];
+        sound &= from[at] != 0;
+    }
+    return sound;
+}
+
 /* Copies a text and says whether it has no NUL byte, in one pass; the last step overlaps the one before. */
 static inline int copy_text(unsigned char *to, const char *from, size_t length)
 {
-    if (length < 16) {
-        memcpy(to, from, length);
-        return !memchr(from, 0, length);
-    }
+    if (length < 16)
+        return copy_short_text(to, from, length);
     Vector part, zeros = {0};
     size_t at = 0;
     for (;;) {
@@ -308,22 +355,26 @@ static inline void copy_words(unsigned char *to, const unsigned char *from)
     } while (at < (size_t)length + 2);
 }
 
-/* A symbol repeats, and then it is mostly the very same object: its checked bytes are kept from the last time. */
+/* A symbol repeats, and mostly as the very same object: then its checked bytes are in the cache. */
 static inline int write_symbol(Field *field, PyObject *value, unsigned char *slot)
 {
+    SymbolCache *cache = field->cache;
     unsigned char *at = slot + field->offset;
-    if (LIKELY(value == field->last)) {
-        copy_words(at, field->last_bytes);
+    uint32_t first = 2 * (((uint32_t)((uintptr_t)value >> 4) * UINT32_C(0x9E3779B1)) / (UINT32_MAX / SYMBOL_SETS + 1));
+    uint32_t place = first + (cache->texts[first + 1] == value); /* no branch: which of the two it is cannot be foreseen */
+    if (LIKELY(cache->texts[place] == value)) {
+        copy_words(at, cache->images + place * cache->stride);
         return WRITTEN;
     }
     if (write_text(field, value, slot) != WRITTEN)
         return COERCE;
-    PyObject *previous = field->last;
     uint16_t length;
     memcpy(&length, at, 2);
-    memcpy(field->last_bytes, at, (size_t)length + 2);
+    place = first + (cache->turn++ & 1);
+    PyObject *previous = cache->texts[place];
+    memcpy(cache->images + place * cache->stride, at, (size_t)length + 2);
     Py_INCREF(value);
-    field->last = value;
+    cache->texts[place] = value;
     Py_XDECREF(previous); /* an exact str: its end runs no code */
     return WRITTEN;
 }
