@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench.append --json` and so on; `scripts/bench` runs them all."""

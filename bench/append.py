@@ -1,0 +1,199 @@
+"""append() against an empty Python function that is called with the same arguments.
+
+Batched: a loop over records that differ, timed as a whole; the loop is the same for both, and what the loop costs by
+itself is reported. Paced: each call timed by itself, appends and empty calls in turn, the writer draining into QuestDB
+beside them; what two readings of the clock cost is subtracted from both.
+
+    python -m bench.append [--json] [--tiny]
+"""
+
+from __future__ import annotations
+
+import mmap
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bench.figures import Figure, Result, main, percentiles
+from bench.load import beside
+from bench.stack import instance, server
+from bench.trades import FIELDS, PRESETS, VARYING, trades, varying
+from ringlog import Producer
+from ringlog.layout import Refused
+from ringlog.records import Trade, defaults_of, layout_of
+from ringlog.ring import IMPLEMENTATION, new_appender, new_ring, store
+from ringlog.settings import Settings
+from ringlog.validation import Coercion
+
+ROUNDS = 5
+TAIL_OFFSET = 384
+Timed = Callable[[list[tuple[Any, ...]]], float]
+
+
+def batched_timer(names: tuple[str, ...], body: str, **called: Any) -> Timed:
+    """run(records) -> ns per record of a loop that unpacks each record into locals and does `body`."""
+    source = f"""def run(records):
+    began = clock()
+    for {", ".join(names)}, in records:
+        {body}
+    return (clock() - began) / len(records)"""
+    names_found: dict[str, Any] = {"clock": time.perf_counter_ns, **called}
+    exec(source, names_found)  # noqa: S102 (arguments by name, as a caller writes them, for any number of fields)
+    timer: Timed = names_found["run"]
+    return timer
+
+
+def empty_function(names: tuple[str, ...]) -> Callable[..., None]:
+    found: dict[str, Any] = {}
+    exec(f"def empty({', '.join(names)}): pass", found)  # noqa: S102
+    empty: Callable[..., None] = found["empty"]
+    return empty
+
+
+class Lane:
+    """A lane's memory that is emptied between batches: what the writer would do beside it, without its noise."""
+
+    def __init__(self, capacity: int = 4096) -> None:
+        layout = layout_of(Trade)
+        self.defaults = defaults_of(Trade)
+        self.memory = mmap.mmap(-1, 8192 + capacity * layout.slot_bytes)
+        for page in range(0, len(self.memory), 4096):
+            self.memory[page] = 0
+        self.ring = new_ring(layout, Coercion(layout, self.defaults), lambda: Refused.CLOSED)
+        self.ring.attach(self.memory, mmap.mmap(-1, 4096), 8192, capacity, (128, 256, TAIL_OFFSET, 512, 128))
+
+    def append(self, presets: dict[str, Any]) -> Callable[..., bool]:
+        return new_appender(self.ring, presets, self.defaults)
+
+    def empty(self) -> None:
+        store(memoryview(self.memory), TAIL_OFFSET, self.ring.head)
+
+
+def batched(
+    names: tuple[str, ...], presets: dict[str, Any], records: list[tuple[Any, ...]], batches: int
+) -> dict[str, Any]:
+    """ns per record of append, the empty function and the bare loop; ratios of medians, by round."""
+    lane = Lane()
+    arguments = ", ".join(names)
+    timers = {
+        "append": batched_timer(names, f"append({arguments})", append=lane.append(presets)),
+        "floor": batched_timer(names, f"empty({arguments})", empty=empty_function(names)),
+        "loop": batched_timer(names, "pass"),
+    }
+    clock_ns = statistics.median(clock_costs(1000)) / len(records)
+    rounds = []
+    for _ in range(ROUNDS):
+        times: dict[str, list[float]] = {name: [] for name in timers}
+        for _ in range(batches):
+            for name, timer in timers.items():
+                times[name].append(timer(records))
+            lane.empty()
+        rounds.append({name: statistics.median(values) - clock_ns for name, values in times.items()})
+    if any(lane.ring.refused()):
+        raise RuntimeError(f"appends were refused: {lane.ring.refused()}")
+    return {
+        "ratio": statistics.median(found["append"] / found["floor"] for found in rounds),
+        "ratio_net_of_loop": statistics.median(
+            (found["append"] - found["loop"]) / (found["floor"] - found["loop"]) for found in rounds
+        ),
+        **{f"{name}_ns": statistics.median(found[name] for found in rounds) for name in timers},
+    }
+
+
+def clock_costs(count: int) -> list[float]:
+    """ns between two readings of the clock, one right after the other."""
+    clock = time.perf_counter_ns
+    found = []
+    for _ in range(count):
+        began = clock()
+        found.append(float(clock() - began))
+    return found
+
+
+def paced(append: Callable[..., Any], rate: float, seconds: float) -> dict[str, Any]:
+    """Calls at `rate`/s, appends and empty calls in turn, each timed: percentiles in ns, the clock's cost off."""
+    empty = empty_function(FIELDS)
+    clock = time.perf_counter_ns
+    records = trades(1000)
+    times: dict[str, list[int]] = {"append": [], "floor": []}
+    costs: list[float] = []
+    interval_ns = 1e9 / rate
+    began = clock()
+    for call in range(int(rate * seconds)):
+        a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q = records[call // 2 % len(records)]  # noqa: E741
+        due = began + int(call * interval_ns)
+        if rate < 5000:  # as an executor that waits for its next event
+            time.sleep(max(due - clock() - 100_000, 0) / 1e9)
+        while clock() < due:
+            pass
+        if call % 2:
+            at = clock()
+            append(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q)
+            times["append"].append(clock() - at)
+        else:
+            at = clock()
+            empty(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q)
+            times["floor"].append(clock() - at)
+        if call % 16 == 0:
+            at = clock()
+            costs.append(clock() - at)
+    clock_ns = statistics.median(costs)
+    found: dict[str, Any] = {"clock_ns": clock_ns}
+    for name, values in times.items():
+        found[name] = {at: value - clock_ns for at, value in percentiles(values).items()}
+    for at in ("p50", "p99", "p999", "max"):
+        found[f"ratio_{at}"] = found["append"][at] / found["floor"][at]
+    return found
+
+
+def paced_rounds(settings: Settings, rate: float, beside_rate: float, seconds: float) -> dict[str, Any]:
+    """`paced` with the writer draining and another producer that appends `beside_rate` records/s: median of rounds."""
+    with beside(settings, {"Trade": beside_rate}), Producer([Trade], settings=settings) as producer:
+        append = producer.appender(Trade).append
+        paced(append, rate, 0.2)
+        rounds = [paced(append, rate, seconds / ROUNDS) for _ in range(ROUNDS)]
+        refused = producer.appender(Trade).refused()
+    found: dict[str, Any] = {
+        at: statistics.median(round_[at] for round_ in rounds)
+        for at in ("clock_ns", "ratio_p50", "ratio_p99", "ratio_p999", "ratio_max")
+    }
+    for name in ("append", "floor"):
+        found[name] = {at: statistics.median(round_[name][at] for round_ in rounds) for at in rounds[0][name]}
+    return {**found, "refused": refused}
+
+
+def run(tiny: bool = False) -> Result:
+    records = trades(1000)
+    batches = 3 if tiny else 200
+    all_fields = batched((*FIELDS, "timestamp"), {}, [(*record, None) for record in records], batches)
+    bound = batched(VARYING, PRESETS, varying(records), batches)
+    details: dict[str, Any] = {"implementation": IMPLEMENTATION, "all_fields": all_fields, "bound": bound}
+    figures = [
+        Figure(name="18 fields, batched", value=all_fields["ratio"], unit="x empty call", at_most=2),
+        Figure(name="bound, 8 fields, batched", value=bound["ratio"], unit="x empty call", at_most=2),
+        Figure(name="18 fields, batched, loop subtracted too", value=all_fields["ratio_net_of_loop"], unit="x"),
+        Figure(name="bound, 8 fields, batched, loop subtracted too", value=bound["ratio_net_of_loop"], unit="x"),
+        Figure(name="18 fields, batched", value=all_fields["append_ns"], unit="ns"),
+        Figure(name="bound, 8 fields, batched", value=bound["append_ns"], unit="ns"),
+    ]
+    seconds = 1.0 if tiny else 10.0
+    with server() as questdb:
+        # Half of the calls are appends: 10,000 records/s in all, with what is appended beside them.
+        for rate, rest in ((20_000, 1), (1_000, 9_500), (20_000, 90_000)):
+            with instance(questdb) as settings:
+                found = details[f"paced_{rate}_beside_{rest}"] = paced_rounds(settings, rate, rest, seconds)
+            heavy = rest > 10_000
+            what = f"paced {rate:,} calls/s, writer at {'100,000' if heavy else '10,000'} rows/s"
+            figures += [
+                Figure(name=f"{what}, p50", value=found["ratio_p50"], unit="x", at_most=2 if heavy else 1.5),
+                Figure(name=f"{what}, p99", value=found["ratio_p99"], unit="x", at_most=None if heavy else 2),
+                Figure(name=f"{what}, p99.9", value=found["append"]["p999"], unit="ns"),
+                Figure(name=f"{what}, max", value=found["append"]["max"], unit="ns"),
+                Figure(name=f"{what}, clock", value=found["clock_ns"], unit="ns"),
+            ]
+    return Result(benchmark="append", what="append against an empty Python function", figures=figures, details=details)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,119 @@
+"""The real thing around a benchmark: QuestDB with tables, an instance, and the writer in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+
+from ringlog.lanes.claims import cards, open_board
+from ringlog.lanes.instance import Instance
+from ringlog.lanes.readers import remove_instance
+from ringlog.questdb.migrations import migrate
+from ringlog.records import PLATFORM_RECORDS, layout_of
+from ringlog.servers import QuestDBServer
+from ringlog.settings import Secret, Settings
+
+TIMEOUT_SECONDS = 120.0
+
+
+def wait_for(condition: Callable[[], Any], what: str, poll_seconds: float = 0.01) -> Any:
+    """The condition's value as soon as it is true. Raises TimeoutError."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"got no {what} within {TIMEOUT_SECONDS:.0f} s")
+        time.sleep(poll_seconds)
+    return value
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    values = {name: getattr(settings, name) for name in settings.__struct_fields__}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RINGLOG_")}
+    for name, value in values.items():
+        if value not in ("", Secret()):
+            environment[f"RINGLOG_{name.upper()}"] = value.reveal() if isinstance(value, Secret) else str(value)
+    if "RINGLOG_RING" in os.environ:
+        environment["RINGLOG_RING"] = os.environ["RINGLOG_RING"]
+    return environment
+
+
+@contextlib.contextmanager
+def server() -> Iterator[QuestDBServer]:
+    """QuestDB with the platform's tables, in a directory of its own."""
+    with QuestDBServer() as questdb:
+        migrate(Settings(**questdb.settings()), [layout_of(record) for record in PLATFORM_RECORDS])
+        yield questdb
+
+
+@contextlib.contextmanager
+def instance(questdb: QuestDBServer, **options: Any) -> Iterator[Settings]:
+    """Settings of a fresh instance, and the writer draining it as `ringlog writer` until the end."""
+    with tempfile.TemporaryDirectory(prefix="ringlog-bench-") as directory:
+        settings = Settings(runtime_dir=str(Path(directory) / "run"), **questdb.settings(), **options)
+        with (Path(directory) / "writer.log").open("w+b") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ringlog", "writer"], env=_environment(settings), stdout=log, stderr=log
+            )
+            try:
+                wait_for(lambda: process.poll() is not None or writer_status(settings), "status of the writer")
+                yield settings
+            finally:
+                ended = process.poll()
+                process.send_signal(signal.SIGTERM)
+                process.wait(TIMEOUT_SECONDS)
+                remove_instance(Instance(settings))
+                if ended is not None:
+                    log.seek(0)
+                    sys.stderr.write(log.read().decode())
+
+
+def writer_status(settings: Settings) -> dict[str, Any]:
+    """What the writer last wrote on the board, or nothing yet."""
+    status = open_board(Instance(settings).open()).read_status()
+    return dict(msgspec.json.decode(status)) if status else {}
+
+
+def lane_bytes(settings: Settings) -> int:
+    return sum(card.size_bytes for card in cards(Instance(settings)))
+
+
+def private_bytes(pid: int) -> int:
+    """Memory of a process that no other shares, its shared memory left out."""
+    found = 0
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(("Private_Clean:", "Private_Dirty:")):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+def connect(settings: Settings) -> psycopg.Connection[Any]:
+    return psycopg.connect(
+        host=settings.questdb_host, port=settings.questdb_pg_port, user=settings.questdb_user,
+        password=settings.questdb_password.reveal(), dbname="qdb", autocommit=True,
+    )  # fmt: skip
+
+
+def wait_until_applied(connection: psycopg.Connection[Any], table: str, rows: int) -> None:
+    """Returns once a query sees `rows` rows in all. Polls the log's positions, which costs the server little."""
+
+    def is_applied() -> bool:
+        found = connection.execute(f"SELECT count() FROM {table}").fetchone()
+        return found is not None and found[0] >= rows
+
+    wait_for(is_applied, f"{rows} rows in {table}")
+
+
+def count(connection: psycopg.Connection[Any], table: str) -> int:
+    found = connection.execute(f"SELECT count() FROM {table}").fetchone()
+    return int(found[0]) if found else 0
