@@ -1,0 +1,66 @@
+"""docs/operations.md: the table of settings is the code's, and the supervisors' files are what they must be.
+
+Run as a script, this writes the table into the page.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+
+import msgspec
+from house_project import ROOT
+
+from ringlog.settings import PREFIX, Secret, Settings
+
+PAGE = ROOT / "docs" / "operations.md"
+START, END = "checked by the same file -->\n", "<!-- end of settings -->"
+PER_USER = {"runtime_dir": "`$XDG_RUNTIME_DIR/ringlog`, else `ringlog-UID` in the temporary directory"}
+
+
+def settings_table() -> str:
+    lines = ["| variable | type | default |", "|---|---|---|"]
+    for field in msgspec.structs.fields(Settings):
+        kind = "secret" if field.type is Secret else field.type.__name__
+        default = PER_USER.get(field.name) or shown(field.default)
+        lines.append(f"| `{PREFIX}{field.name.upper()}` | {kind} | {default} |")
+    return "\n".join([*lines, ""])
+
+
+def shown(default: object) -> str:
+    if isinstance(default, Secret) or default == "":
+        return "empty"
+    return f"{default:,}" if isinstance(default, int) and default >= 100_000 else str(default)
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def test_settings_table_is_the_code() -> None:
+    """The page lists every setting with its type and default, and nothing else."""
+    table = PAGE.read_text().split(START)[1].split(END)[0]
+    assert table == settings_table(), "run: python tests/house/test_operations.py"
+
+
+def test_supervisors_restart_and_stop_the_writer_gently() -> None:
+    """The supervisord and systemd examples run the writer, restart it always, and give it longer than its own limit."""
+    supervisord, systemd = (configparser.ConfigParser(strict=False, interpolation=None) for _ in range(2))
+    for parser, text in zip((supervisord, systemd), fenced("ini"), strict=True):
+        parser.read_string(text)
+    program, service = supervisord["program:ringlog-writer"], systemd["Service"]
+    limit_s = Settings().stop_timeout_ms / 1000
+    assert program["command"].endswith("ringlog writer")
+    assert (program["autorestart"], program["stopsignal"]) == ("true", "TERM")
+    assert float(program["stopwaitsecs"]) > limit_s
+    assert service["ExecStart"].endswith("ringlog writer")
+    assert (service["Restart"], service["RuntimeDirectoryPreserve"]) == ("always", "yes")
+    assert float(service["TimeoutStopSec"]) > limit_s
+    for pair in [*program["environment"].replace('"', "").split(","), *service["Environment"].split()]:
+        name, _, value = pair.partition("=")
+        Settings.from_environment({name: value})
+
+
+if __name__ == "__main__":
+    before, rest = PAGE.read_text().split(START)
+    PAGE.write_text(before + START + settings_table() + END + rest.split(END)[1])
