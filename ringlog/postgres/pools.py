@@ -8,7 +8,6 @@ made anew for every try, so it must be safe to repeat: writes carry an id by whi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -27,8 +26,8 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 POOL_SIZE_MIN = 4
-# The pool gives a reconnection up after this long; the next caller starts it again. With the default of 300 s its
-# backoff would keep callers waiting for long after the server is back.
+# The pool gives a reconnection up after this long, and `reconnect_failed` starts the next one at once: about two tries
+# a second. With the default of 300 s its growing backoff would keep callers waiting for long after the server is back.
 RECONNECT_TIMEOUT_S = 1.0
 # How much longer the client waits than the server is told to work: only a server that stopped answering gets there.
 ANSWER_GRACE_S = 1.0
@@ -108,7 +107,10 @@ class Pool:
         self._settings = settings
         self._check = threading.Lock()
         self._pool = ConnectionPool(
-            connection_class=_Connection, configure=functools.partial(_configure, settings), **_pool_options(settings)
+            connection_class=_Connection,
+            configure=functools.partial(_configure, settings),
+            reconnect_failed=ConnectionPool.check,  # a pool without any connection starts one
+            **_pool_options(settings),
         )
 
     def run(self, wanted: Operation[T]) -> T:
@@ -198,6 +200,7 @@ class AsyncPool:
         self._pool = AsyncConnectionPool(
             connection_class=_AsyncConnection,
             configure=functools.partial(_configure_async, settings),
+            reconnect_failed=AsyncConnectionPool.check,
             **_pool_options(settings),
         )
 
@@ -308,6 +311,13 @@ async def _configure_async(settings: Settings, connection: _AsyncConnection) -> 
     psycopg.types.json.set_json_loads(msgspec.json.decode, connection)
 
 
+def configured_connection(settings: Settings) -> psycopg.Connection[tuple[Any, ...]]:
+    """A connection outside any pool, bounded in time as those inside are. Raises psycopg's errors."""
+    connection = _Connection.connect(**connection_options(settings))
+    _configure(settings, connection)
+    return connection
+
+
 def attempts(settings: Settings) -> Any:
     """stamina's attempts at what a server that is away, slow or restarting may grant in a moment."""
     return stamina.retry_context(
@@ -339,12 +349,3 @@ def translated(settings: Settings, error: psycopg.Error) -> RinglogError:
     if not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return ServerUnavailable(f"{server}: {text}")
     return ServerRefused(f"{server}: {text}")
-
-
-@contextlib.contextmanager
-def translating(settings: Settings) -> Generator[None]:
-    """Raises ringlog's errors where psycopg's would come out."""
-    try:
-        yield
-    except psycopg.Error as error:
-        raise translated(settings, error) from error

@@ -52,15 +52,27 @@ def pool(database: Settings) -> Iterator[Pool]:
         yield pool
 
 
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
-    """A server of this test alone, to be stopped, killed and started again on the same data."""
-    with PostgresServer(tmp_path / "postgres") as server:
+@pytest.fixture(scope="session")
+def mortal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A server beside the session's, for tests that stop, kill and restart it."""
+    with PostgresServer(tmp_path_factory.mktemp("mortal")) as server:
         yield server
 
 
 @pytest.fixture
-def own_settings(own_server: PostgresServer, instance_dir: Path) -> Settings:
+def own_server(mortal_server: PostgresServer) -> Iterator[PostgresServer]:
+    """That server, running, whatever the test before did to it."""
+    mortal_server.continue_signal()
+    yield mortal_server.start()
+    mortal_server.continue_signal()
+
+
+@pytest.fixture
+def own_settings(own_server: PostgresServer, instance_dir: Path) -> Iterator[Settings]:
+    """Settings of a migrated database of this test alone on `own_server`."""
     settings = Settings(runtime_dir=str(instance_dir), **own_server.settings())
-    migrate(settings)
-    return settings
+    for own in _database(settings, "template0"):
+        migrate(own)
+        yield own
+        own_server.continue_signal()
+        own_server.start()
