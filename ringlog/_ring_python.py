@@ -88,6 +88,8 @@ class Ring:
         """Writes to this lane from now on; `words` are the offsets of state, head, tail, refused and refuse."""
         self._release()
         view, board_view = memoryview(memory).cast("B"), memoryview(board).cast("B")
+        if view.readonly:
+            raise BufferError("memory: got memory that is read-only, wanted it writable")
         *lane_words, refuse = words
         last_words = [*lane_words[:3], lane_words[3] + 8 * (REFUSED_WORDS - 1)]
         fits = (

@@ -181,7 +181,7 @@ def _literal(owner: str, choices: tuple[Any, ...], spec: Any) -> tuple[type, Any
     if spec is None and all(type(choice) is int for choice in choices):
         return int, Long(choices=choices)
     if isinstance(spec, Symbol | None) and all(type(choice) is str for choice in choices):
-        width = spec.width_bytes if spec else max(len(choice.encode()) for choice in choices)
+        width = spec.width_bytes if spec else max(len(choice.encode("utf-8", "replace")) for choice in choices)
         return str, Symbol(width_bytes=width, choices=choices)
     raise DeclarationError(f"{owner}: got Literal{list(choices)} with {spec!r}, wanted all str or all int")
 
