@@ -20,6 +20,7 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 # name: (where the command is, its help in one line: kept here so that --help loads none of them)
 COMMANDS = {
+    "dead-letters": ("ringlog.cli.dead_letters:dead_letters", "List, export and retry what the server refused."),
     "demo": ("ringlog.cli.demo:demo", "Trade a market through every part of ringlog, and check every record."),
     "writer": ("ringlog.cli.writer:writer", "Drain the instance's lanes into QuestDB, in the foreground."),
     "up": ("ringlog.cli.servers:up", "Start the embedded servers in the background."),

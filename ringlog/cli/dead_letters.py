@@ -1,0 +1,129 @@
+"""`ringlog dead-letters`: the records that the server refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import click
+import msgspec
+
+from ringlog.cli import FAILED
+from ringlog.dead_letters import DeadLetter, DeadLetters
+from ringlog.disk import Directory
+from ringlog.records import RecordLayout
+from ringlog.settings import Settings
+
+DIRECTORY_NAME = "dead_letters"
+
+
+def selection(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which letters."""
+    options = [
+        click.option("--runtime-dir", help="The instance's runtime directory (RINGLOG_RUNTIME_DIR)."),
+        click.option("--table", help="Only this table's."),
+        click.option("--lane", help="Only this lane's, in hexadecimal as the logs and `list` show it."),
+        click.option("--seq", type=click.IntRange(0), help="Only this record of the lane."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@contextlib.contextmanager
+def _store(runtime_dir: str | None) -> Iterator[tuple[Settings, DeadLetters | None]]:
+    """The instance's dead letters, None where it never had any."""
+    settings = Settings.from_environment(runtime_dir=runtime_dir)
+    path = settings.spool_path / DIRECTORY_NAME
+    if not path.exists():
+        yield settings, None
+        return
+    directory = Directory.open(path)
+    try:
+        yield settings, DeadLetters(directory)
+    finally:
+        directory.close()
+
+
+def _selected(
+    store: DeadLetters | None, table: str | None, lane: str | None, seq: int | None, *, retried: bool = False
+) -> Iterator[tuple[DeadLetter, RecordLayout]]:
+    try:
+        wanted = None if lane is None else int(lane, 16)
+    except ValueError:
+        raise click.BadParameter(f"got {lane!r}, wanted hexadecimal digits", param_hint="--lane") from None
+    for letter, layout in store.letters(table, retried=retried) if store is not None else ():
+        if wanted in (None, letter.lane) and seq in (None, letter.seq):
+            yield letter, layout
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """List, export and retry the records that the server refused."""
+
+
+@dead_letters.command("list")
+@selection
+@click.option("--retried", is_flag=True, help="Also those that a retry has delivered.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def list_letters(
+    runtime_dir: str | None, table: str | None, lane: str | None, seq: int | None, retried: bool, as_json: bool
+) -> None:
+    """Show each dead letter's table, origin, time and reason."""
+    with _store(runtime_dir) as (_, store):
+        chosen = _selected(store, table, lane, seq, retried=retried)
+        if as_json:
+            shown = [{name: getattr(each, name) for name in each.__struct_fields__} for each, _ in chosen]
+            click.echo(msgspec.json.encode({"dead_letters": shown}))
+            return
+        count = 0
+        for letter, _ in chosen:
+            count += 1
+            click.echo(f"{letter.time} {letter.table} lane={letter.lane:016x} seq={letter.seq}: {letter.reason}")
+        click.echo(f"{count} dead letters")
+
+
+@dead_letters.command()
+@selection
+@click.option("-o", "--output", type=click.File("wb"), default="-", help="Where to (by default stdout).")
+def export(runtime_dir: str | None, table: str | None, lane: str | None, seq: int | None, output: IO[bytes]) -> None:
+    """Write dead letters as NDJSON: one object a line, with all fields of the record."""
+    with _store(runtime_dir) as (_, store):
+        for letter, _ in _selected(store, table, lane, seq):
+            output.write(msgspec.json.encode(letter) + b"\n")
+
+
+@dead_letters.command()
+@selection
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def retry(
+    context: click.Context, runtime_dir: str | None, table: str | None, lane: str | None, seq: int | None, as_json: bool
+) -> None:
+    """Send dead letters again, each under its own lane and seq: nothing is doubled, however often.
+
+    Exits 1 where the server refuses some again.
+    """
+    from ringlog.questdb.sink import QuestdbSink
+    from ringlog.writer.resend import Resender
+
+    with _store(runtime_dir) as (settings, store):
+        delivered = 0
+        refused: list[tuple[DeadLetter, str]] = []
+        chosen = list(_selected(store, table, lane, seq))
+        if store is not None and chosen:
+            sink = QuestdbSink(settings)
+            try:
+                delivered, refused = store.retry(chosen, Resender(sink, settings.confirm_timeout_ms / 1000))
+            finally:
+                sink.close()
+    if as_json:
+        again = [{"table": it.table, "lane": it.lane, "seq": it.seq, "reason": reason} for it, reason in refused]
+        click.echo(msgspec.json.encode({"delivered": delivered, "refused": again}))
+    else:
+        for letter, reason in refused:
+            click.echo(f"{letter.table} lane={letter.lane:016x} seq={letter.seq}: {reason}")
+        click.echo(f"{delivered} delivered, {len(refused)} refused again")
+    if refused:
+        context.exit(FAILED)
