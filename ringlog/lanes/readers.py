@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -226,8 +227,20 @@ class Absent(enum.Enum):
 class LaneDirectory:
     """All lanes of an instance, for the writer: attaches new ones, adopts and removes abandoned ones."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        *,
+        on_empty: Callable[[Card, int], bool] = lambda _card, _head: True,
+        on_absent: Callable[[Card, Absent], None] = lambda _card, _reason: None,
+    ) -> None:
+        """`on_empty(card, head)` is asked before an abandoned and drained lane is unlinked: False keeps it for now.
+
+        `on_absent(card, reason)` is told of a lane whose segment is gone, before its card is removed.
+        """
         self._instance = instance
+        self._on_empty = on_empty
+        self._on_absent = on_absent
         self._boot_id = boot_id()
         self._linger_seconds = instance.settings.lane_linger_ms / 1000
         self._standing_since: dict[int, tuple[int, float]] = {}
@@ -267,6 +280,7 @@ class LaneDirectory:
         reason = Absent.REBOOTED if card.boot_id != self._boot_id else Absent.UNCLAIMED if blank else Absent.UNLINKED
         self.absent[card.lane] = (card, reason)
         logger.warning("lane=%016x of %s is gone: %s", card.lane, card.record, reason.value)
+        self._on_absent(card, reason)
         self._remove(card)
 
     def adopt(self) -> None:
@@ -284,6 +298,8 @@ class LaneDirectory:
             if known != head:
                 self._standing_since[lane] = (head, now)
             elif head == reader.tail and (state == LaneState.CLOSED or now - since >= self._linger_seconds):
+                if not self._on_empty(reader.card, head):
+                    continue
                 reader.close()
                 del self.lanes[lane]
                 del self._standing_since[lane]

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ringlog.decode import Corrupt, Slots
-from ringlog.errors import SpoolError, SpoolFull
+from ringlog.errors import SpoolError
 from ringlog.lanes.readers import LaneReader
+from ringlog.ledger import Ledger, Term
 from ringlog.records import RecordLayout
 from ringlog.sinks import Batch, Span
 from ringlog.sinks.bisection import RefusedRow
+from ringlog.spans import SeqSet
 from ringlog.spool import Replay, Spool
 from ringlog.writer.delivery import Delivery, Settled
 from ringlog.writer.drain import Drain
@@ -37,17 +39,31 @@ def _slot(run: Slots, seq: int, slot_bytes: int) -> bytes:
     return bytes(memoryview(run.memory)[at : at + slot_bytes])
 
 
+def _without(spans: Iterable[Span], refused: Sequence[RefusedRow]) -> list[Span]:
+    if not refused:
+        return list(spans)
+    left: dict[int, SeqSet] = {}
+    for span in spans:
+        left.setdefault(span.lane, SeqSet()).add(span.first_seq, span.first_seq + span.rows)
+    for row in refused:
+        left[row.lane].discard(row.seq, row.seq + 1)
+    return [Span(lane, start, end - start) for lane, members in left.items() for start, end in members]
+
+
 class Refuge:
     """The spool as the writer uses it: which tables are away, what is put away for them, and the replays under way."""
 
-    def __init__(self, spool: Spool, rows_max: int) -> None:
+    def __init__(self, spool: Spool, ledger: Ledger, rows_max: int) -> None:
         self.spool = spool
+        self._ledger = ledger
         self.spooled_rows = 0
         self.replayed_rows = 0
         self._rows_max = rows_max
         self._away: set[str] = set(spool.tables())
         self._drains: dict[RecordLayout, Drain] = {}
         self._is_full = False
+        for span in ledger.reconcile(spool.spans()):
+            logger.error("spool cannot give lane=%016x seq=%d rows=%d: destroyed", span.lane, span.first_seq, span.rows)
 
     @property
     def is_full(self) -> bool:
@@ -74,16 +90,10 @@ class Refuge:
             spans = [Span(run.lane, run.first_seq, run.rows) for run in runs]
             try:
                 self.spool.append(layout, spans, [run.memory for run in runs])
-            except SpoolFull as error:
-                lane.rewind()
-                if not self._is_full:
-                    logger.error("spool refuses records: %s", error)
-                self._is_full = True
-                return safe
+                self._ledger.record(Term.SPOOLED, layout.table, spans)
             except SpoolError as error:
                 lane.rewind()
-                logger.error("spool failed: %s", error)
-                self._is_full = True
+                self._stop_taking(error)
                 return safe
             self.spooled_rows += sum(run.rows for run in runs)
             safe.append((lane, lane.sent))
@@ -105,50 +115,76 @@ class Refuge:
         if replay is None:
             return
         for damage in replay.damages:
-            logger.error("spool damage table=%s kind=%s rows=%s kept=%s", table, damage.kind, damage.rows, damage.kept)
+            self._ledger.record(Term.QUARANTINED, table, damage.spans)
         if replay.layout is None or not replay.rows:
             self.spool.confirm(replay)
             return
         batch, corrupt = self._decoded(replay.layout, replay)
-        self._quarantine(corrupt)
-        if not batch.rows:
+        if not self.quarantine(replay.layout, corrupt):
+            self.spool.rewind(table)
+        elif not batch.rows:
             self.spool.confirm(replay)
-            return
-        delivery.submit(batch, lambda settled: self._settle(replay, settled))
+        else:
+            delivery.submit(batch, lambda settled: self._settle(replay, batch, settled))
 
     def _decoded(self, layout: RecordLayout, replay: Replay) -> tuple[Batch, list[Corrupt]]:
         drain = self._drains.setdefault(layout, Drain(layout, self._rows_max))
         return drain.decode([Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()])
 
-    def bury(self, layout: RecordLayout, refused: Sequence[RefusedRow], runs: Sequence[Slots]) -> None:
-        """Keeps rows that the server refuses, with reason and bytes, durably; only then may their lane advance."""
+    def settle(self, layout: RecordLayout, batch: Batch, settled: Settled, runs: Sequence[Slots]) -> bool:
+        """Writes down that a batch's rows are applied, and keeps those that were refused; False where the disk failed.
+
+        Only after True may a tail or a cursor pass them.
+        """
+        try:
+            self._bury(layout, settled.refused, runs)
+            self._ledger.record(Term.CONFIRMED, layout.table, _without(batch.spans, settled.refused))
+        except (SpoolError, OSError) as error:
+            self._stop_taking(error)
+            return False
+        return True
+
+    def _bury(self, layout: RecordLayout, refused: Sequence[RefusedRow], runs: Sequence[Slots]) -> None:
         for row in refused:
             slot = next(_slot(run, row.seq, layout.slot_bytes) for run in runs if _holds(run, row))
             letter = {"table": layout.table, "reason": row.reason, "lane": f"{row.lane:016x}", "seq": row.seq}
             text = msgspec.json.encode({**letter, "slot": slot})
             kept = self.spool.quarantine.keep_text(f"refused-{row.lane:016x}-{row.seq}", text)
-            logger.error(
-                "refused table=%s lane=%016x seq=%d kept=%s: %s", layout.table, row.lane, row.seq, kept, row.reason
-            )
+            logger.error("refused table=%s lane=%016x seq=%d kept=%s", layout.table, row.lane, row.seq, kept)
+        spans = [Span(row.lane, row.seq, 1) for row in refused]
+        self._ledger.record(Term.DEAD_LETTERS, layout.table, spans, durable=bool(refused))
 
-    def quarantine(self, corrupt: Iterable[Corrupt]) -> None:
-        """Keeps the bytes of corrupt slots durably; only then may their lane advance. Raises SpoolError, OSError."""
-        self._quarantine(corrupt)
+    def quarantine(self, layout: RecordLayout, corrupt: Sequence[Corrupt]) -> bool:
+        """Keeps the bytes of corrupt slots durably; only after True may their lane advance."""
+        try:
+            for slot in corrupt:
+                kept = self.spool.quarantine.keep_text(f"slot-{slot.lane:016x}-{slot.seq}", slot.slot)
+                logger.error("lane=%016x seq=%d corrupt slot, not sent, kept=%s", slot.lane, slot.seq, kept)
+            spans = [Span(slot.lane, slot.seq, 1) for slot in corrupt]
+            self._ledger.record(Term.QUARANTINED, layout.table, spans, durable=bool(corrupt))
+        except (SpoolError, OSError) as error:
+            self._stop_taking(error)
+            return False
+        return True
 
-    def _quarantine(self, corrupt: Iterable[Corrupt]) -> None:
-        for slot in corrupt:
-            kept = self.spool.quarantine.keep_text(f"slot-{slot.lane:016x}-{slot.seq}", slot.slot)
-            logger.error("lane=%016x seq=%d corrupt slot, not sent, kept=%s", slot.lane, slot.seq, kept)
+    def _stop_taking(self, error: Exception) -> None:
+        if not self._is_full:
+            logger.error("spool takes no records: %s", error)
+        self._is_full = True
 
-    def _settle(self, replay: Replay, settled: Settled) -> None:
-        if settled.error is not None:
+    def _settle(self, replay: Replay, batch: Batch, settled: Settled) -> None:
+        runs = [Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()]
+        if settled.error is not None or not self.settle(batch.layout, batch, settled, runs):
             self.spool.rewind(replay.table)
             return
-        if replay.layout is not None:
-            runs = [Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()]
-            self.bury(replay.layout, settled.refused, runs)
+        try:
+            self._ledger.sync()
+            self.spool.confirm(replay)
+        except SpoolError as error:  # read again after a restart, and folded
+            self._stop_taking(error)
+            self.spool.rewind(replay.table)
+            return
         self.replayed_rows += replay.rows
-        self.spool.confirm(replay)
         # The server takes this table again: what is in the lanes need not wait for the rest of the spool.
         self._away.discard(replay.table)
         if not self.spool.rows(replay.table):

@@ -12,14 +12,15 @@ import msgspec
 import psutil
 
 from ringlog.decode import Slots
-from ringlog.errors import WriterRunning
-from ringlog.lanes.claims import open_board
-from ringlog.lanes.instance import Instance
-from ringlog.lanes.readers import LaneDirectory, LaneReader, Lease
+from ringlog.errors import SpoolError, WriterRunning
+from ringlog.lanes.claims import Card, open_board
+from ringlog.lanes.instance import Instance, boot_id
+from ringlog.lanes.readers import Absent, LaneDirectory, LaneReader, Lease
 from ringlog.layout import BoardReason
+from ringlog.ledger import Ledger
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
-from ringlog.sinks import Sink
+from ringlog.sinks import Batch, Sink
 from ringlog.spool import Spool
 from ringlog.writer.delivery import Delivery, Settle, Settled
 from ringlog.writer.drain import Drain
@@ -54,9 +55,11 @@ class Writer:
         self._board = open_board(self._instance)
         self._epoch = self._board.take_over()
         self.statistics = Statistics()
-        self._directory = LaneDirectory(self._instance)
+        self._directory = LaneDirectory(self._instance, on_empty=self._close_lane, on_absent=self._lose_lane)
         self._delivery = Delivery(sink, self.statistics, settings.confirm_timeout_ms / 1000)
-        self._refuge = Refuge(Spool(settings.spool_path, bytes_max=settings.spool_bytes_max), settings.batch_rows_max)
+        spool = Spool(settings.spool_path, bytes_max=settings.spool_bytes_max)
+        self._ledger = Ledger(spool.directory, spool.reserve, boot_id())
+        self._refuge = Refuge(spool, self._ledger, settings.batch_rows_max)
         self._drains: dict[RecordLayout, Drain] = {}
         self._stop = threading.Event()
         self._base_interval = settings.drain_interval_ms / 1000
@@ -106,6 +109,7 @@ class Writer:
             self._report()
         if now >= self._status_at:
             self._status_at = now + STATUS_INTERVAL_SECONDS
+            self._see_heads()
             self._publish_status()
         self._board.beat(time.time_ns() // 1000)
 
@@ -161,17 +165,20 @@ class Writer:
             batch, runs, corrupt = taken
             waiting -= sum(run.rows for run in runs)
             self.statistics.corrupt += len(corrupt)
-            self._refuge.quarantine(corrupt)
+            if not self._refuge.quarantine(layout, corrupt):
+                for lane in lanes:
+                    lane.rewind()
+                self._refuge.leave(layout.table)
+                return
             if batch.rows:
-                self._delivery.submit(batch, self._settler(layout, runs))
+                self._delivery.submit(batch, self._settler(layout, batch, runs))
             else:
                 self._advance({run.lane: run.first_seq + run.rows for run in runs})
             self._delivery.collect()
 
-    def _settler(self, layout: RecordLayout, runs: list[Slots]) -> Settle:
+    def _settler(self, layout: RecordLayout, batch: Batch, runs: list[Slots]) -> Settle:
         def settle(settled: Settled) -> None:
-            if settled.error is None:
-                self._refuge.bury(layout, settled.refused, runs)
+            if settled.error is None and self._refuge.settle(layout, batch, settled, runs):
                 self._advance({run.lane: run.first_seq + run.rows for run in runs})
                 return
             for run in runs:
@@ -194,6 +201,30 @@ class Writer:
             reader = self._directory.lanes.get(lane)
             if reader is not None:
                 reader.advance(seq)
+
+    def _close_lane(self, card: Card, head: int) -> bool:
+        """Before a lane is unlinked: the ledger must know durably that this was all."""
+        try:
+            self._ledger.close_lane(card.table, card.lane, head)
+        except SpoolError as error:
+            logger.error("lane=%016x is kept, the ledger cannot be written: %s", card.lane, error)
+            return False
+        return True
+
+    def _lose_lane(self, card: Card, reason: Absent) -> None:
+        if reason is not Absent.UNCLAIMED:
+            self._ledger.lose_lane(card.lane)
+
+    def _see_heads(self) -> None:
+        """How far lanes got is what a reboot's loss is counted from."""
+        heads: dict[str, dict[int, int]] = {}
+        for reader in self._directory.lanes.values():
+            heads.setdefault(reader.layout.table, {})[reader.lane] = reader.head
+        try:
+            for table, seen in heads.items():
+                self._ledger.see(table, seen)
+        except SpoolError as error:
+            logger.error("ledger cannot be written: %s", error)
 
     def _guard(self) -> None:
         """Says on the board whether producers may append."""
@@ -240,6 +271,7 @@ class Writer:
     def close(self) -> None:
         """Gives the lease back. Called by `run`."""
         self._delivery.close()
+        self._ledger.close()
         self._refuge.spool.close()
         self._directory.close()
         self._lease.release()
