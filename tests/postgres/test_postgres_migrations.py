@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import sys
 
 import msgspec
 import pytest
-from postgres_platform import execute
+from postgres_platform import execute, start_python
 
 from ringlog.errors import SchemaMismatch, ServerRefused, ServerUnavailable
 from ringlog.postgres import migrations
@@ -20,24 +19,10 @@ TABLES = {"tokens", "trader_configs", "trader_config_history", "order_rules", "r
 NAMES = list(migrations.scripts())
 
 
-def program(settings: Settings, before: str = "") -> list[str]:
-    """A command that migrates `settings`' database from another process."""
-    known = {name: getattr(settings, name) for name in ("postgres_port", "postgres_database", "runtime_dir")}
-    source = f"""
-import sys
-from ringlog.postgres import migrations
-from ringlog.settings import Secret, Settings
-settings = Settings(postgres_password=Secret(sys.stdin.read()), **{known!r})
-{before}
-migrations.migrate(settings)
-"""
-    return [sys.executable, "-c", source]
-
-
 def start(settings: Settings, before: str = "") -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(program(settings, before), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    """Another process that migrates, after it ran `before`."""
+    process = start_python(settings, f"from ringlog.postgres import migrations\n{before}\nmigrations.migrate(settings)")
     assert process.stdin is not None
-    process.stdin.write(settings.postgres_password.reveal().encode())
     process.stdin.close()
     return process
 

@@ -6,16 +6,14 @@ import asyncio
 import inspect
 import logging
 import threading
-import time
 import traceback
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 import pytest
-from postgres_platform import USDC, execute
+from postgres_platform import USDC, condition, execute
 
 import ringlog.postgres
 from ringlog.errors import PostgresValueError, SchemaMismatch, ServerRefused, ServerUnavailable
@@ -299,12 +297,3 @@ def public(owner: type) -> dict[str, list[str]]:
         for name, value in vars(owner).items()
         if not name.startswith("_") and (callable(value) or isinstance(value, property))
     }
-
-
-def condition(satisfied: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    """Waits until `satisfied()`, and fails after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    pause = threading.Event()
-    while not satisfied():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        pause.wait(0.02)
