@@ -283,7 +283,7 @@ def _report(
         lost=verdict.lost,
         duplicated=verdict.duplicated,
         foreign=verdict.foreign,
-        dead_letters=0,
+        dead_letters=status.get("dead_letters", 0),
         broken_lines=found.broken if found else 0,
         seconds=seconds,
         records_per_second=verdict.accepted / seconds,

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-import msgspec
-
+from ringlog.dead_letters import DeadLetters, Refused
 from ringlog.decode import Corrupt, Slots
 from ringlog.errors import SpoolError
 from ringlog.lanes.readers import LaneReader
@@ -56,6 +55,9 @@ class Refuge:
     def __init__(self, spool: Spool, ledger: Ledger, rows_max: int) -> None:
         self.spool = spool
         self._ledger = ledger
+        self._letters_directory = spool.directory.subdirectory("dead_letters")
+        self._letters = DeadLetters(self._letters_directory, spool.reserve)
+        self.dead_letters = 0
         self.spooled_rows = 0
         self.replayed_rows = 0
         self._rows_max = rows_max
@@ -64,6 +66,12 @@ class Refuge:
         self._is_full = False
         for span in ledger.reconcile(spool.spans()):
             logger.error("spool cannot give lane=%016x seq=%d rows=%d: destroyed", span.lane, span.first_seq, span.rows)
+
+    def close(self) -> None:
+        """Closes the spool, the dead letters and the ledger."""
+        self._ledger.close()
+        self._letters_directory.close()
+        self.spool.close()
 
     @property
     def is_full(self) -> bool:
@@ -145,14 +153,14 @@ class Refuge:
         return True
 
     def _bury(self, layout: RecordLayout, refused: Sequence[RefusedRow], runs: Sequence[Slots]) -> None:
-        for row in refused:
-            slot = next(_slot(run, row.seq, layout.slot_bytes) for run in runs if _holds(run, row))
-            letter = {"table": layout.table, "reason": row.reason, "lane": f"{row.lane:016x}", "seq": row.seq}
-            text = msgspec.json.encode({**letter, "slot": slot})
-            kept = self.spool.quarantine.keep_text(f"refused-{row.lane:016x}-{row.seq}", text)
-            logger.error("refused table=%s lane=%016x seq=%d kept=%s", layout.table, row.lane, row.seq, kept)
+        if not refused:
+            return
+        slots = [next(_slot(run, row.seq, layout.slot_bytes) for run in runs if _holds(run, row)) for row in refused]
+        letters = [Refused(row.lane, row.seq, row.reason, slot) for row, slot in zip(refused, slots, strict=True)]
+        self.dead_letters += self._letters.keep(layout, letters)
         spans = [Span(row.lane, row.seq, 1) for row in refused]
-        self._ledger.record(Term.DEAD_LETTERS, layout.table, spans, durable=bool(refused))
+        self._ledger.record(Term.DEAD_LETTERS, layout.table, spans, durable=True)
+        logger.error("dead letters table=%s rows=%d first reason: %s", layout.table, len(refused), refused[0].reason)
 
     def quarantine(self, layout: RecordLayout, corrupt: Sequence[Corrupt]) -> bool:
         """Keeps the bytes of corrupt slots durably; only after True may their lane advance."""

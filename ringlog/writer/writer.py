@@ -122,6 +122,10 @@ class Writer:
             "interval_ms": self._interval * 1e3,
             "rss_bytes": memory.rss,
             "lanes": len(self._directory.lanes),
+            "spool_bytes": self._refuge.spool.bytes,
+            "spooled": self._refuge.spooled_rows,
+            "replayed": self._refuge.replayed_rows,
+            "dead_letters": self._refuge.dead_letters,
             **self.statistics.summary(),
         }
         self._board.write_status(msgspec.json.encode(status))
@@ -271,7 +275,6 @@ class Writer:
     def close(self) -> None:
         """Gives the lease back. Called by `run`."""
         self._delivery.close()
-        self._ledger.close()
-        self._refuge.spool.close()
+        self._refuge.close()
         self._directory.close()
         self._lease.release()
