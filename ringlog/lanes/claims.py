@@ -37,7 +37,7 @@ from ringlog.ring import load, store
 SLOTS_WANTED = 16_384
 SLOTS_MIN = 64
 # A claim takes at most this part of what is left of the budget: late claimers get smaller lanes rather than none.
-SHARE_OF_REST = 7
+SHARE_OF_REST = 4
 CLAIM_TIMEOUT_SECONDS = 5.0
 
 # Record locks do not hold off threads of one process. Re-entrant for a signal handler that claims inside a claim: it
