@@ -76,12 +76,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Spool and pressure
     spool_bytes_max: int = 4 * 1024 * 1024 * 1024
     disk_free_bytes_min: int = 256 * 1024 * 1024
+    alert_command: str = ""  # run with resource, level and text as its last arguments when one of them changes
 
     # QuestDB: client_conf is a QDB_CLIENT_CONF string, taken unchanged
     questdb_client_conf: str = ""
     questdb_host: str = "127.0.0.1"
     questdb_http_port: int = 9000
     questdb_pg_port: int = 8812
+    questdb_data_dir: str = ""  # where the server is local: its disk is watched too
     questdb_user: str = "admin"
     questdb_password: Secret = Secret()
     query_pool_size_min: int = 5

@@ -26,6 +26,7 @@ from ringlog.writer.delivery import Delivery, Settle, Settled
 from ringlog.writer.drain import Drain
 from ringlog.writer.refuge import Refuge
 from ringlog.writer.statistics import Statistics
+from ringlog.writer.watches import new_pressure, reason_of
 
 logger = logging.getLogger("ringlog.writer")
 
@@ -60,6 +61,7 @@ class Writer:
         spool = Spool(settings.spool_path, bytes_max=settings.spool_bytes_max)
         self._ledger = Ledger(spool.directory, spool.reserve, boot_id())
         self._refuge = Refuge(spool, self._ledger, settings.batch_rows_max)
+        self._pressure = new_pressure(settings, self._lane_bytes)
         self._drains: dict[RecordLayout, Drain] = {}
         self._stop = threading.Event()
         self._base_interval = settings.drain_interval_ms / 1000
@@ -91,6 +93,7 @@ class Writer:
                 elif self._is_above_high_water():
                     self._drain_all()
                 self._delivery.collect()
+                self._guard()
                 self._stop.wait(max(0.0, min(POLL_SECONDS, next_tick - time.monotonic())))
             self._finish()
         finally:
@@ -99,7 +102,6 @@ class Writer:
     def _tick(self) -> None:
         self._directory.refresh()
         self._drain_all()
-        self._guard()
         now = time.monotonic()
         if now >= self._adopt_at:
             self._adopt_at = now + ADOPT_INTERVAL_SECONDS
@@ -126,6 +128,8 @@ class Writer:
             "spooled": self._refuge.spooled_rows,
             "replayed": self._refuge.replayed_rows,
             "dead_letters": self._refuge.dead_letters,
+            "board": self._board.reason.name.lower(),
+            "alerts": {resource.value: count for resource, count in self._pressure.alerts.items()},
             **self.statistics.summary(),
         }
         self._board.write_status(msgspec.json.encode(status))
@@ -206,6 +210,9 @@ class Writer:
             if reader is not None:
                 reader.advance(seq)
 
+    def _lane_bytes(self) -> int:
+        return sum(reader.card.size_bytes for reader in self._directory.lanes.values())
+
     def _close_lane(self, card: Card, head: int) -> bool:
         """Before a lane is unlinked: the ledger must know durably that this was all."""
         try:
@@ -232,7 +239,9 @@ class Writer:
 
     def _guard(self) -> None:
         """Says on the board whether producers may append."""
-        reason = BoardReason.SPOOL_FULL if self._refuge.is_full else BoardReason.ACCEPTING
+        reason = reason_of(self._pressure.poll())
+        if reason is BoardReason.ACCEPTING and self._refuge.is_full:
+            reason = BoardReason.SPOOL_FULL
         if reason != self._board.reason:
             self._board.refuse(reason)
             logger.warning("board says %s", reason.name.lower())

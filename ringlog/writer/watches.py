@@ -1,0 +1,56 @@
+"""What the writer watches, and what an alert does: disks and buffer memory, a log line, a count, a command."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from ringlog.layout import BoardReason
+from ringlog.pressure import Alert, Pressure, Resource, Verdict, disk_watch, memory_watch
+from ringlog.settings import Settings
+
+logger = logging.getLogger("ringlog.writer")
+
+REASONS = {
+    Resource.SPOOL_DISK: BoardReason.DISK_FULL,
+    Resource.SERVER_DISK: BoardReason.DISK_FULL,
+    Resource.MEMORY: BoardReason.MEMORY,
+}
+
+
+def new_pressure(settings: Settings, lane_bytes: Callable[[], int]) -> Pressure:
+    """The spool's disk, the server's where it is local, and the memory of lanes and batches together."""
+    watches = [
+        disk_watch(Resource.SPOOL_DISK, settings.spool_path, settings.disk_free_bytes_min),
+        memory_watch(lane_bytes),
+    ]
+    if settings.questdb_data_dir:
+        path = Path(settings.questdb_data_dir)
+        watches.append(disk_watch(Resource.SERVER_DISK, path, settings.disk_free_bytes_min))
+    return Pressure(watches, _Command(settings.alert_command) if settings.alert_command else None)
+
+
+def reason_of(verdict: Verdict) -> BoardReason:
+    """What the board says to producers."""
+    if verdict.accepting or verdict.resource is None:
+        return BoardReason.ACCEPTING
+    return REASONS[verdict.resource]
+
+
+class _Command:
+    """Starts the alert command and goes on: the writer never waits for it."""
+
+    def __init__(self, command: str) -> None:
+        self._words = shlex.split(command)
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def __call__(self, alert: Alert) -> None:
+        self._running = [process for process in self._running if process.poll() is None]
+        words = [*self._words, alert.resource.value, alert.level.name.lower(), alert.message]
+        try:
+            self._running.append(subprocess.Popen(words, stdin=subprocess.DEVNULL))
+        except OSError as error:
+            logger.error("alert command %s: got %s, wanted a program that starts", self._words[0], error.strerror)
