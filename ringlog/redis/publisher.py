@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import os
 import threading
 import time
 from typing import NamedTuple
@@ -40,6 +41,7 @@ class PublisherStats(msgspec.Struct, frozen=True):
     interval_p99_ms: float | None
     deviation_p99_ms: float | None  # of the distance from 100 ms
     deviation_max_ms: float | None
+    realtime: bool  # whether the system granted the thread real-time priority
 
 
 class _State(NamedTuple):
@@ -57,6 +59,7 @@ class _Conflation:
         self._lock = threading.Lock()
         self._latest: dict[tuple[Topic, str], _State] = {}
         self._intervals_s: collections.deque[float] = collections.deque(maxlen=JITTER_TICKS)
+        self.realtime = False
         self._started_s: float | None = None
         self._last_s: float | None = None
         self._ticks = self._missed = self._failed = self._offered = self._published = 0
@@ -135,7 +138,23 @@ class _Conflation:
             interval_p99_ms=_ranked(milliseconds, 0.99),
             deviation_p99_ms=_ranked(deviations, 0.99),
             deviation_max_ms=_ranked(deviations, 1.0),
+            realtime=self.realtime,
         )
+
+
+def _take_realtime_priority() -> bool:
+    """Asks for the lowest real-time priority for the calling thread; False where the system does not grant it.
+
+    A busy machine wakes an ordinary thread up to 40 ms late, a real-time one within 0.2 ms. The thread works for a few
+    milliseconds a tick, so it takes nothing from others that they would notice.
+    """
+    if not hasattr(os, "sched_setscheduler"):  # macOS
+        return False
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))  # 0: this thread
+    except OSError:
+        return False
+    return True
 
 
 def _ranked(ordered: list[float], share: float) -> float | None:
@@ -146,7 +165,9 @@ def _ranked(ordered: list[float], share: float) -> float | None:
 class Publisher:
     """Publishes on a thread of its own between `start` and `stop`; `offer` may be called from any thread.
 
-    Give it a connection made with `redis_retry_timeout_ms=0`: a tick that fails is made good by the next one.
+    The thread runs with real-time priority where that is allowed (root, CAP_SYS_NICE, or an rtprio limit of 1, which is
+    systemd's `LimitRTPRIO=1`); `stats().realtime` says whether. Give it a connection made with
+    `redis_retry_timeout_ms=0`: a tick that fails is made good by the next one.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -171,6 +192,7 @@ class Publisher:
         self._thread.join()
 
     def _run(self) -> None:
+        self._conflation.realtime = _take_realtime_priority()
         while not self._stopping.wait(self._conflation.wait_s()):
             self._conflation.begin()
             self._send()
@@ -191,7 +213,7 @@ class Publisher:
 
 
 class AsyncPublisher:
-    """`Publisher` as an asyncio task: the same names, `start` and `stop` awaited."""
+    """`Publisher` as an asyncio task: the same names, `start` and `stop` awaited. Its beat is the event loop's."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import threading
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +101,28 @@ def test_the_beat_does_not_drift_and_missed_beats_are_counted(
     assert round(stats.interval_p50_ms or 0) == 100
     assert round(stats.interval_p99_ms or 0) == 300
     assert round(stats.deviation_max_ms or 0) == 200
+
+
+def test_realtime_priority_is_the_threads_alone_and_may_be_refused(
+    connection: Connection, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The priority is asked for the publisher's thread only; a system that refuses it changes nothing but the beat."""
+    asked = []
+
+    def refuse(*arguments: Any) -> None:
+        asked.append(threading.current_thread().name)
+        raise PermissionError
+
+    with Publisher(connection) as publisher:
+        until(lambda: publisher.stats().ticks >= 1)
+        if hasattr(os, "sched_getscheduler"):
+            assert os.sched_getscheduler(0) == os.SCHED_OTHER, "the caller's own thread is as it was"
+    monkeypatch.setattr("os.sched_setscheduler", refuse, raising=False)
+    with Publisher(connection) as publisher:
+        publisher.offer(PRICES, "SOL", update(1))
+        until(lambda: publisher.stats().published == 1)
+    assert asked == ["ringlog-publisher"]
+    assert not publisher.stats().realtime
 
 
 def test_a_subscriber_that_never_reads_holds_up_nobody(
