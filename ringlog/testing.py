@@ -57,7 +57,7 @@ class MemoryInstance:
         """Every record of a type that was accepted so far, in the order of its timestamps, as a dict.
 
         The dict has the record's fields (None is NULL, `timestamp` integer microseconds since the epoch), `lane` and
-        `seq`. Raises LaneError where a lane cannot be read, AssertionError where one holds bytes that append never wrote.
+        `seq`. Raises LaneError where a lane cannot be read, AssertionError where its bytes are none that append wrote.
         """
         self._drain()
         return self._sink.rows(record_type)

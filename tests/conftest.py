@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ringlog.lanes.claims import cards
+from ringlog.lanes.instance import Instance
+from ringlog.lanes.segments import unlink_segment
 from ringlog.servers import PostgresServer, QuestDBServer, ValkeyServer
 from ringlog.settings import PREFIX, Settings
 
@@ -82,11 +85,20 @@ def valkey_server() -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture
-def instance_dir(tmp_path: Path) -> Path:
-    """A fresh runtime directory, 0700: lanes, locks, lease and spool of this test alone."""
+def instance_dir(tmp_path: Path) -> Iterator[Path]:
+    """A fresh runtime directory, 0700: lanes, locks, lease and spool of this test alone; its segments go with it."""
     directory = tmp_path / "instance"
     directory.mkdir(mode=0o700)
-    return directory
+    yield directory
+    instance = Instance(Settings(runtime_dir=str(directory)))
+    for name in [instance.board_name, *(card.segment for card in cards(instance))]:
+        unlink_segment(name)
+
+
+@pytest.fixture
+def lane_settings(instance_dir: Path) -> Settings:
+    """Settings of a fresh instance without any server, its abandoned lanes removed soon."""
+    return Settings(runtime_dir=str(instance_dir), lane_bytes_max=4 * 1024 * 1024, lane_linger_ms=50)
 
 
 @pytest.fixture

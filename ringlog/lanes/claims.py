@@ -111,11 +111,12 @@ class OwnedLane:
         """Leaves the lane in order: the writer drains what is in it and unlinks it. Does nothing to a parent's lane."""
         if self.is_ours and load(self.memory, STATE_OFFSET) == LaneState.OPEN:
             store(self.memory, STATE_OFFSET, LaneState.CLOSED)
-        self._lock.release()
+        self.forget()
 
     def forget(self) -> None:
         """Lets go without a trace in the segment: for the forked child of the owner, and for a retired lane."""
         self._lock.release()
+        self.segment.close()
 
 
 @contextmanager

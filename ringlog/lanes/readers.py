@@ -83,7 +83,7 @@ class LaneReader:
         try:
             layout = RecordLayout.from_json(bytes(segment.memory[LAYOUT_OFFSET : LAYOUT_OFFSET + layout_bytes]))
         except msgspec.MsgspecError as error:
-            raise SegmentRefused(f"segment {card.segment}: got a layout that is none ({error})") from None
+            raise SegmentRefused(f"segment {card.segment}: got a layout that is none ({error}), wanted JSON") from None
         _check_layout(card, layout)
         at = slots_offset(layout_bytes)
         sound = (

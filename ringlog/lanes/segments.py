@@ -54,6 +54,13 @@ def _untracked() -> Iterator[dict[str, Any]]:
             _restore_tracking()
 
 
+_abandoned: list[Any] = []  # mappings that must not be closed
+
+
+def _inode_of(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
 class SegmentBlank(SegmentRefused):
     """A segment whose claim is not complete, or whose owner died within the claim: nothing was ever accepted."""
 
@@ -62,10 +69,14 @@ class Segment(shared_memory.SharedMemory):
     """A segment that is neither tracked nor closed behind the back of an appender that still holds its memory."""
 
     _fd: int
+    _buf: Any
+    _mmap: Any
 
     def __init__(self, name: str, *, create: bool = False, size_bytes: int = 0) -> None:
+        self._inode = (0, 0)
         with _untracked() as options:
             super().__init__(name=name, create=create, size=size_bytes, **options)
+        self._inode = _inode_of(self.status())
 
     @property
     def memory(self) -> Any:
@@ -73,6 +84,13 @@ class Segment(shared_memory.SharedMemory):
         return self.buf
 
     def close(self) -> None:
+        if self._fd >= 0 and not self._has_its_descriptor():
+            # Somebody closed every descriptor (a daemon's start): the numbers, also the one inside the mapping, may be
+            # other files' by now, and unmapping would close one of them. So the mapping stays.
+            self._fd = -1
+            _abandoned.append((self._buf, self._mmap))
+            self._buf = self._mmap = None
+            return
         # Where an appender or a view still holds the memory, the mapping goes when the last of them does, but the
         # descriptor goes now: nobody would close it then.
         try:
@@ -81,6 +99,12 @@ class Segment(shared_memory.SharedMemory):
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
+
+    def _has_its_descriptor(self) -> bool:
+        try:
+            return _inode_of(self.status()) == self._inode
+        except OSError:
+            return False
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):

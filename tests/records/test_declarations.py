@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 from typing import Annotated, Any, Literal
 
@@ -145,7 +146,7 @@ def test_the_layout_is_sound(record_type: type[Record]) -> None:
     layout = layout_of(record_type)
     places = sorted((field.offset, field.offset + field.stored_bytes) for field in layout.fields)
     assert places[0] == (8, 16)
-    assert all(end <= start for (_, end), (start, _) in zip(places[:-1], places[1:], strict=True))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(places))
     assert places[-1][1] <= layout.slot_bytes
     assert layout.slot_bytes % 64 == 0
     aligned = [field for field in layout.fields if field.width_bytes == 8 or field.kind.is_text]

@@ -1,0 +1,531 @@
+"""Ownership: a lane outlives its owner in whatever way that ends, and nothing that was accepted is lost."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from lane_samples import Drained, Sample, child, eventually, segments, text_of
+
+from ringlog import Producer
+from ringlog.lanes.claims import cards, claim
+from ringlog.lanes.instance import Instance
+from ringlog.lanes.locks import is_locked
+from ringlog.lanes.readers import Absent, LaneReader
+from ringlog.lanes.segments import attach_segment, unlink_segment
+from ringlog.layout import HEAD_OFFSET, LAYOUT_OFFSET, STATE_OFFSET, TAIL_OFFSET, LaneState
+from ringlog.records import layout_of
+from ringlog.ring import IMPLEMENTATION, store
+from ringlog.settings import Settings
+
+LAYOUT = layout_of(Sample)
+APPEND_100 = "for number in range(100): assert appender.append(number, text_of(number))\n"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="segments are files only on Linux")
+FORKING = "import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n"
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param("", id="end of the script"),
+        pytest.param("producer.close()", id="close"),
+        pytest.param("sys.exit(0)", id="exit"),
+        pytest.param("os._exit(0)", id="os._exit"),
+        pytest.param("os.kill(os.getpid(), signal.SIGKILL)", id="kill -9"),
+        pytest.param("os.abort()", id="abort"),
+        pytest.param("raise SystemExit", id="exception"),
+    ],
+)
+def test_leaving_loses_nothing(lane_settings: Settings, end: str) -> None:
+    """However a producer ends, its records are drained and its lane, lock file, card and segment removed."""
+    with child(lane_settings, APPEND_100 + end) as producer:
+        producer.ended(None)
+    drained = Drained(lane_settings)
+    assert drained.numbers() == list(range(100))
+    drained.until_gone()
+    assert drained.numbers() == list(range(100))
+    assert list(drained.instance.lanes_dir.iterdir()) == []
+
+
+def test_a_living_owner_is_left_alone(lane_settings: Settings) -> None:
+    """A lane is not adopted while its owner lives, whatever its card says of its pid."""
+    with child(lane_settings, APPEND_100 + "say('appended'); signal.pause()") as producer:
+        assert producer.line() == "appended"
+        drained = Drained(lane_settings)
+        (card,) = drained.cards()
+        path = drained.instance.card_path(card.lane)
+        path.write_bytes(msgspec.json.encode(msgspec.structs.replace(card, owner_pid=2**22 + 1)))  # no such process
+        drained.drain()
+        drained.directory.adopt()
+        assert drained.directory.lanes[card.lane].state == LaneState.OPEN
+
+
+@pytest.mark.parametrize("pid", [1, None])
+def test_a_dead_owner_whose_pid_lives(lane_settings: Settings, pid: int | None) -> None:
+    """Pid 1 looks alive for ever and pids are used again: a dead owner's lane is adopted all the same."""
+    with child(lane_settings, APPEND_100 + "os.kill(os.getpid(), signal.SIGKILL)") as producer:
+        producer.ended(None)
+    drained = Drained(lane_settings)
+    (card,) = drained.cards()
+    alive = msgspec.structs.replace(card, owner_pid=pid or os.getpid())
+    drained.instance.card_path(card.lane).write_bytes(msgspec.json.encode(alive))
+    drained.until_gone()
+    assert drained.numbers() == list(range(100))
+
+
+def test_a_zombie_is_dead(lane_settings: Settings) -> None:
+    """An owner that was killed but never waited for no longer owns its lane."""
+    with child(lane_settings, APPEND_100 + "say('appended'); signal.pause()") as producer:
+        assert producer.line() == "appended"
+        instance = Instance(lane_settings)
+        (card,) = cards(instance)
+        assert is_locked(instance.lock_path(card.lane))
+        os.kill(producer.process.pid, signal.SIGKILL)  # and no wait: it stays a zombie
+        eventually(lambda: not is_locked(instance.lock_path(card.lane)), "the zombie's lock to go")
+        Drained(lane_settings).until_gone()
+
+
+def test_a_forked_child_does_not_keep_it_alive(lane_settings: Settings) -> None:
+    """A child that inherited the lock file's descriptor and lives on does not hide its parent's death."""
+    script = (
+        FORKING
+        + APPEND_100
+        + """
+if os.fork() == 0:
+    say(os.getpid())
+    signal.pause()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    )
+    with child(lane_settings, script) as producer:
+        grandchild = int(producer.line())
+        try:
+            drained = Drained(lane_settings)
+            drained.until_gone()
+            assert drained.numbers() == list(range(100))
+            os.kill(grandchild, 0)
+        finally:
+            os.kill(grandchild, signal.SIGKILL)
+
+
+RAW = pytest.param(
+    "ctypes.CDLL(None).fork()",
+    id="libc fork",
+    marks=pytest.mark.skipif(
+        IMPLEMENTATION == "python", reason="only C is told of a fork that bypasses Python (pthread_atfork)"
+    ),
+)
+
+
+@pytest.mark.parametrize("fork", ["os.fork()", RAW])
+def test_fork(lane_settings: Settings, fork: str) -> None:
+    """A forked child appends to a lane of its own, and its parent's lane goes on untouched."""
+    script = f"""
+import ctypes
+{APPEND_100}
+pid = {fork}
+first = 1000 if pid == 0 else 2000
+for number in range(first, first + 100): assert appender.append(number, text_of(number))
+if pid == 0:
+    os._exit(0)
+os.waitpid(pid, 0)
+say("both", appender.accepted)
+signal.pause()
+"""
+    with child(lane_settings, FORKING + script) as producer:
+        assert producer.line() == "both 200"
+        drained = Drained(lane_settings)
+        rows = drained.drain()
+        by_lane: dict[int, list[int]] = {}
+        for row in rows:
+            assert row["text"] == text_of(row["number"])
+            by_lane.setdefault(row["lane"], []).append(row["number"])
+        parent = [*range(100), *range(2000, 2100)]
+        assert sorted(by_lane.values()) == sorted([parent, list(range(1000, 1100))])
+        assert drained.corrupt == []
+
+
+def test_fork_in_the_middle_of_a_claim(lane_settings: Settings) -> None:
+    """A child forked while another thread was claiming, or inside an append, waits for no lock of that thread."""
+    script = (
+        FORKING
+        + """
+import ringlog.lanes.claims as claims
+inside, go = threading.Event(), threading.Event()
+made = claims._made
+def slow(*args):
+    inside.set()
+    go.wait()
+    return made(*args)
+claims._made = slow
+second = Producer([Sample])
+thread = threading.Thread(target=second.open)
+thread.start()
+inside.wait()
+claims._made = made
+pid = os.fork()
+if pid == 0:
+    signal.alarm(10)
+    accepted = appender.append(1, text_of(1))
+    deadline = time.monotonic() + 8
+    while not accepted and time.monotonic() < deadline:
+        time.sleep(0.01)
+        accepted = appender.append(1, text_of(1))
+    os._exit(0 if accepted else 1)
+go.set()
+thread.join()
+say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    )
+    with child(lane_settings, script) as producer:
+        assert producer.line() == "0"
+        producer.ended()
+
+
+@pytest.mark.parametrize(
+    "closing",
+    [
+        pytest.param("os.close(os.open(path, os.O_RDWR))", id="another descriptor of the file"),
+        pytest.param("os.closerange(3, 256)", id="every descriptor"),
+    ],
+)
+def test_an_owner_that_closes_its_own_lock_file(lane_settings: Settings, closing: str) -> None:
+    """Its lane is adopted though it lives; it sees that in its next append and claims anew; nothing is lost."""
+    script = f"""
+import glob
+{APPEND_100}
+path, = glob.glob(os.path.join(producer.instance.lanes_dir, "*.lock"))
+{closing}
+say("closed")
+sys.stdin.readline()
+files = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
+for number in range(100, 200): assert appender.append(number, text_of(number))
+for descriptor in files: os.fstat(descriptor)
+say("again")
+signal.pause()
+"""
+    with child(lane_settings, script) as producer:
+        assert producer.line() == "closed"
+        drained = Drained(lane_settings)
+        (card,) = drained.cards()
+
+        def adopted() -> bool:
+            drained.drain()
+            drained.directory.adopt()
+            return drained.directory.lanes[card.lane].state == LaneState.RETIRED
+
+        eventually(adopted, "the lane to be adopted")
+        producer.go_on()
+        said = producer.line()
+        assert said == "again", producer.ended(None)
+        assert drained.numbers() == list(range(200))
+        assert len({row["lane"] for row in drained.rows}) == 2
+
+
+def test_killed_in_the_middle_of_append(lane_settings: Settings) -> None:
+    """Producers killed with -9 at any moment: what is drained is whole, in order and without a gap."""
+    script = """
+number = 0
+say("go")
+while True:
+    if appender.append(number, text_of(number)):
+        number += 1
+"""
+    drained = Drained(lane_settings)
+    for round_ in range(8):
+        before = len(drained.rows)
+        with child(lane_settings, script) as producer:
+            assert producer.line() == "go"
+
+            def enough(wanted: int = before + 500 * (round_ + 1)) -> bool:
+                return len(drained.drain()) >= wanted
+
+            eventually(enough, "records")
+            producer.kill()
+        drained.until_gone()
+        assert drained.corrupt == []
+        rows = drained.rows[before:]
+        assert [row["number"] for row in rows] == list(range(len(rows)))
+        assert [row["seq"] for row in rows] == list(range(len(rows)))
+        assert all(row["text"] == text_of(row["number"]) for row in rows)
+
+
+@linux
+def test_a_segment_unlinked_live(lane_settings: Settings) -> None:
+    """A writer that has the lane mapped goes on draining it; one that comes later says what is missing."""
+    with Producer([Sample], settings=lane_settings) as producer:
+        append = producer.appender(Sample).append
+        assert append(1, text_of(1))
+        drained = Drained(lane_settings)
+        assert drained.numbers() == [1]
+        (card,) = drained.cards()
+        unlink_segment(card.segment)
+        assert append(2, text_of(2))
+        assert drained.numbers() == [1, 2]
+        later = Drained(lane_settings)
+        later.drain()
+        assert later.directory.lanes == {}
+        assert later.directory.absent == {}  # its owner lives: it may be about to be made
+    later.drain()
+    assert later.directory.absent[card.lane][1] == Absent.UNLINKED
+    assert later.cards() == []
+
+
+@linux
+def test_the_resource_tracker_leaves_segments_alone(lane_settings: Settings) -> None:
+    """Neither an unrelated process that attached and left nor a killed creator takes a live segment's name away."""
+    attach = """
+from ringlog.lanes.segments import attach_segment
+from ringlog.lanes.claims import cards
+from ringlog.lanes.instance import Instance
+from ringlog.settings import Settings
+from multiprocessing import resource_tracker, shared_memory
+held = [attach_segment(card.segment) for card in cards(Instance(Settings.from_environment()))]
+shared_memory.SharedMemory(create=True, size=64).unlink()  # the tracker runs, and tracks what is not ours
+say = print
+say(len(held))
+"""
+    with child(lane_settings, APPEND_100 + "os.kill(os.getpid(), signal.SIGKILL)") as producer:
+        producer.ended(None)
+    with child(lane_settings, attach, prelude="") as stranger:
+        assert stranger.line() == "1"
+        assert stranger.ended() == ""
+    drained = Drained(lane_settings)
+    assert len(segments(drained.instance)) == 2
+    assert drained.numbers() == list(range(100))
+    drained.until_gone()
+    assert [name for name in segments(drained.instance) if not name.endswith("board")] == []
+
+
+@linux
+def test_many_lanes_leave_nothing(lane_settings: Settings) -> None:
+    """Hundreds of lanes claimed and left in turn: no segment, file or descriptor is left."""
+    drained = Drained(lane_settings)
+
+    def churn(rounds: int) -> int:
+        for number in range(rounds):
+            with Producer([Sample], settings=lane_settings, lane_bytes={Sample: 4096}) as producer:
+                assert producer.appender(Sample).append(number, text_of(number))
+            if number % 25 == 24:
+                drained.until_gone()
+        drained.until_gone()
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    assert churn(25) == churn(300)
+    assert len(drained.rows) == 325
+    assert [name for name in segments(drained.instance) if not name.endswith("board")] == []
+    assert list(drained.instance.lanes_dir.iterdir()) == []
+
+
+CLAIM_STEPS = {
+    "before the segment": "claims.create_segment = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "before its size": "segments.shared_memory.os.ftruncate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "before its pages": "segments.Segment.reserve = lambda _: os.kill(os.getpid(), signal.SIGKILL)",
+    "before the magic": "claims.store = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+}
+
+
+@pytest.mark.parametrize("step", CLAIM_STEPS)
+def test_killed_within_a_claim(lane_settings: Settings, step: str) -> None:
+    """A claimer killed at any step leaves a lane that is recognised as never claimed, and removed."""
+    script = f"""
+import os, signal
+import ringlog.lanes.claims as claims, ringlog.lanes.segments as segments
+from ringlog.lanes.instance import Instance
+from ringlog.settings import Settings
+from ringlog.records import layout_of
+from lane_samples import Sample
+instance = Instance(Settings.from_environment()).open()
+{CLAIM_STEPS[step]}
+claims.claim(instance, layout_of(Sample))
+"""
+    with child(lane_settings, script, prelude="") as claimer:
+        claimer.ended(-signal.SIGKILL)
+    drained = Drained(lane_settings)
+    (card,) = drained.cards()
+    drained.drain()
+    expected = Absent.UNLINKED if step == "before the segment" else Absent.UNCLAIMED
+    assert drained.directory.absent[card.lane][1] == expected
+    assert drained.directory.refused == {}
+    assert drained.cards() == []
+    assert list(drained.instance.lanes_dir.iterdir()) == []
+
+
+def test_a_claim_under_way_is_waited_for(lane_settings: Settings) -> None:
+    """A lane whose owner lives and has not written the magic yet is neither refused nor removed."""
+    instance = Instance(lane_settings).open()
+    lane = claim(instance, LAYOUT)
+    store(lane.memory, 0, 0)
+    drained = Drained(lane_settings)
+    drained.drain()
+    assert (drained.directory.lanes, drained.directory.refused, drained.directory.absent) == ({}, {}, {})
+    store(lane.memory, 0, int.from_bytes(b"RINGLOG\x01", "little"))
+    drained.drain()
+    assert list(drained.directory.lanes) == [lane.card.lane]
+    lane.close()
+
+
+def test_a_lane_of_an_earlier_boot(lane_settings: Settings) -> None:
+    """A card of another boot whose segment is gone is reported as lost to the reboot, and removed."""
+    instance = Instance(lane_settings).open()
+    lane = claim(instance, LAYOUT)
+    card = msgspec.structs.replace(lane.card, boot_id="0" * 36)
+    instance.card_path(lane.card.lane).write_bytes(msgspec.json.encode(card))
+    unlink_segment(card.segment)
+    lane.close()
+    drained = Drained(lane_settings)
+    drained.drain()
+    assert drained.directory.absent[card.lane][1] == Absent.REBOOTED
+    assert drained.cards() == []
+
+
+def damaged_layout(name: str) -> bytes:
+    """The sample's layout as JSON, with one thing wrong that a decoder must not be given."""
+    layout = msgspec.json.decode(LAYOUT.to_json())
+    number, text, stamp = layout["fields"]
+    changes = {
+        "offset": lambda: number.update(offset=layout["slot_bytes"] - 4),
+        "width": lambda: number.update(width_bytes=1),
+        "no limits": lambda: number.update(minimum=None),
+        "huge limits": lambda: number.update(maximum=2**80),
+        "wide text": lambda: text.update(width_bytes=60_000, offset=16),
+        "name": lambda: number.update(name="Not a column"),
+        "reserved": lambda: number.update(name="lane"),
+        "twice": lambda: number.update(name="text"),
+        "table": lambda: layout.update(table="samples; drop table trades"),
+        "slot": lambda: layout.update(slot_bytes=8),
+        "no timestamp": lambda: stamp.update(kind=2, minimum=0, maximum=1),
+        "no fields": lambda: layout.update(fields=[]),
+        "kind": lambda: number.update(kind=17),
+    }
+    if name == "no JSON":
+        return b"{" * 40
+    changes[name]()
+    return msgspec.json.encode(layout)
+
+
+LAYOUT_DAMAGE = ["offset", "width", "no limits", "huge limits", "wide text", "name", "reserved", "twice", "table",
+                 "slot", "no timestamp", "no fields", "kind", "no JSON"]  # fmt: skip
+HEADER_DAMAGE = {
+    "magic": (0, b"GARBAGE!"),
+    "version": (8, struct.pack("=I", 2)),
+    "slot bytes": (12, struct.pack("=I", 64)),
+    "capacity": (16, struct.pack("=Q", 3)),
+    "capacity beyond the segment": (16, struct.pack("=Q", 1 << 40)),
+    "another lane": (24, struct.pack("=Q", 77)),
+    "slots offset": (84, struct.pack("=I", 64)),
+    "layout bytes": (88, struct.pack("=Q", 1 << 30)),
+    "no layout bytes": (88, struct.pack("=Q", 0)),
+    "head": (HEAD_OFFSET, struct.pack("=Q", 1 << 50)),
+    "tail": (TAIL_OFFSET, struct.pack("=Q", 1 << 50)),
+    "all": (0, bytes(range(1, 256)) * 4),
+}
+
+
+@linux
+@pytest.mark.parametrize("damage", [*HEADER_DAMAGE, *LAYOUT_DAMAGE])
+def test_damaged_lanes_are_refused_untouched(
+    lane_settings: Settings, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lane whose header or layout is not sound is refused with got and wanted, left as it is, and costs no other."""
+    instance = Instance(lane_settings).open()
+    lane = claim(instance, LAYOUT)
+    with Producer([Sample], settings=lane_settings) as producer:
+        assert producer.appender(Sample).append(7, text_of(7))
+    if damage in HEADER_DAMAGE:
+        at, wrong = HEADER_DAMAGE[damage]
+        lane.memory[at : at + len(wrong)] = wrong
+    else:
+        text = damaged_layout(damage)
+        lane.memory[LAYOUT_OFFSET : LAYOUT_OFFSET + len(text)] = text
+        lane.memory[88:96] = struct.pack("=Q", len(text))
+    path = Path("/dev/shm") / lane.card.segment  # noqa: S108
+    before = path.read_bytes()
+    drained = Drained(lane_settings)
+    for _ in range(3):
+        assert drained.numbers() == [7]
+        drained.directory.adopt()
+    assert "wanted" in drained.directory.refused[lane.card.lane]
+    assert lane.card.segment in drained.directory.refused[lane.card.lane]
+    assert path.read_bytes() == before
+    assert len([record for record in caplog.records if "lane refused" in record.message]) == 1
+    lane.close()
+
+
+@linux
+def test_a_segment_cut_short(lane_settings: Settings) -> None:
+    """A segment smaller than its header says is refused before any slot is touched."""
+    instance = Instance(lane_settings).open()
+    lane = claim(instance, LAYOUT)
+    path = Path("/dev/shm") / lane.card.segment  # noqa: S108
+    os.truncate(path, 8192)
+    drained = Drained(lane_settings)
+    drained.drain()
+    assert "in 8192 bytes" in drained.directory.refused[lane.card.lane]
+    os.truncate(path, lane.card.size_bytes)
+    lane.close()
+
+
+@pytest.mark.parametrize("state", [3, 2**64 - 1])
+def test_a_garbage_state_word(lane_settings: Settings, state: int) -> None:
+    """A state that nobody stores is taken as RETIRED by writer and owner alike: drained, left, nothing lost."""
+    with Producer([Sample], settings=lane_settings) as producer:
+        append = producer.appender(Sample).append
+        assert append(1, text_of(1))
+        drained = Drained(lane_settings)
+        (card,) = drained.cards()
+        segment = attach_segment(card.segment)
+        store(segment.memory, STATE_OFFSET, state)
+        assert append(2, text_of(2))
+        drained.drain()
+        drained.directory.adopt()
+        assert sorted(drained.numbers()) == [1, 2]
+        assert len({row["lane"] for row in drained.rows}) == 2
+        segment.close()
+
+
+def test_a_garbage_head(lane_settings: Settings) -> None:
+    """A head that cannot belong to its tail is refused when it is looked at; no slot is read."""
+    from ringlog.errors import SegmentRefused
+
+    instance = Instance(lane_settings).open()
+    lane = claim(instance, LAYOUT)
+    (card,) = cards(instance)
+    reader = LaneReader.attach(card)
+    for head in (lane.capacity + 1, 2**63):
+        store(lane.memory, HEAD_OFFSET, head)
+        with pytest.raises(SegmentRefused, match=f"got head {head} at sent 0, wanted at most {lane.capacity} apart"):
+            reader.take(10)
+    reader.close()
+    lane.close()
+
+
+def test_a_linger_is_kept(lane_settings: Settings) -> None:
+    """An adopted lane is removed only when its head has stood still for the linger, and not before it is drained."""
+    with child(lane_settings, APPEND_100 + "os.kill(os.getpid(), signal.SIGKILL)") as producer:
+        producer.ended(None)
+    settings = msgspec.structs.replace(lane_settings, lane_linger_ms=300)
+    drained = Drained(settings)
+    drained.directory.refresh()
+    (reader,) = drained.directory.lanes.values()
+    drained.directory.adopt()
+    first = time.monotonic()
+    drained.directory.adopt()
+    assert drained.directory.lanes  # undrained
+    assert drained.numbers() == list(range(100))
+
+    def removed() -> bool:
+        drained.directory.adopt()
+        return not drained.directory.lanes
+
+    eventually(removed, "the lane to be removed")
+    assert time.monotonic() - first >= 0.3
+    assert reader.sent == 100
