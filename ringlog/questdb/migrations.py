@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib.resources
+import logging
 from collections.abc import Iterable
 
 from ringlog.errors import SchemaMismatch
 from ringlog.migration import Migration
-from ringlog.questdb import tables
+from ringlog.questdb import tables, views
 from ringlog.questdb.connection import Connection
+from ringlog.questdb.rollups import ROLLUPS, Rollup
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+# A table that no record type stands behind: retention writes it.
+AUDIT_TABLE = "retention_audit"
 
 
 def script(table: str) -> str | None:
@@ -20,14 +27,21 @@ def script(table: str) -> str | None:
 
 
 def migrate(settings: Settings, layouts: Iterable[RecordLayout], *, check: bool = False) -> list[Migration]:
-    """Makes missing tables, adds missing columns, verifies all; with `check` nothing is changed.
+    """Makes missing tables, views and columns, verifies all; with `check` nothing is changed.
+
+    The views are those over the tables of `layouts`; the audit table of retention always belongs to it.
 
     A table that differs in a way that cannot be mended safely is left as it is and reported, and the others go on.
     Raises ServerUnavailable, ServerRefused, ServerTooOld.
     """
     connection = Connection.from_settings(settings)
     try:
-        return [_migrated(connection, layout, check) for layout in layouts]
+        layouts = list(layouts)
+        found = [_migrated(connection, layout, check) for layout in layouts]
+        missing = {migration.name for migration in found if migration.problem or (check and migration.statements)}
+        wanted = {layout.table for layout in layouts} - missing
+        found += [_migrated_view(connection, rollup, check) for rollup in ROLLUPS if rollup.table in wanted]
+        return [*found, _migrated_audit(connection, check)]
     finally:
         connection.close()
 
@@ -43,3 +57,29 @@ def _migrated(connection: Connection, layout: RecordLayout, check: bool) -> Migr
     except SchemaMismatch as error:
         migration.problem = str(error)
     return migration
+
+
+def _migrated_view(connection: Connection, rollup: Rollup, check: bool) -> Migration:
+    migration = Migration("questdb", rollup.view)
+    try:
+        migration.statements = views.needed(connection, rollup, script(rollup.view) or "")
+        if not check:
+            _apply(connection, rollup.view, migration.statements)
+    except SchemaMismatch as error:
+        migration.problem = str(error)
+    return migration
+
+
+def _migrated_audit(connection: Connection, check: bool) -> Migration:
+    migration = Migration("questdb", AUDIT_TABLE)
+    if AUDIT_TABLE not in tables.statuses(connection):
+        migration.statements = [script(AUDIT_TABLE) or ""]
+        if not check:
+            _apply(connection, AUDIT_TABLE, migration.statements)
+    return migration
+
+
+def _apply(connection: Connection, name: str, statements: list[str]) -> None:
+    for statement in statements:
+        connection.execute(statement)
+        _logger.info("migrated name=%s statement=%r", name, statement)

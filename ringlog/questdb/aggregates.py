@@ -1,0 +1,221 @@
+"""The typed queries that aggregate a duration: plans over a minute view, with raw rows where the view cannot answer.
+
+The view answers for whole minutes. Raw rows answer for both partial edge minutes, and for everything where the view
+is missing or invalid, or has not caught up with the rows that were applied when the query began.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from ringlog.errors import QueryTimeout
+from ringlog.questdb.filters import time_of
+from ringlog.questdb.percentiles import histogram_percentiles
+from ringlog.questdb.results import Continuation, Result, Span, struct_columns
+from ringlog.questdb.rollups import LATENCY_MINUTES, MEV_MINUTES, MINUTE_US, PERFORMANCE_MINUTES, Rollup
+from ringlog.questdb.rows import MevRow, PercentileRow, PerformanceRow
+from ringlog.questdb.spans import pieces
+from ringlog.questdb.statements import SPAN, Pause, Plan, Rows, Statement, conditions
+
+_logger = logging.getLogger(__name__)
+_Row = TypeVar("_Row", bound=msgspec.Struct)
+
+# Key values to measure values.
+Groups = dict[tuple[Any, ...], list[Any]]
+
+# How long a query waits for the view to take in what was applied before it began: a refresh takes milliseconds.
+REFRESH_TIMEOUT_S = 0.25
+_REFRESH_POLL_S = 0.005
+
+_STATUS = (
+    "SELECT now()::long, v.view_status, v.refresh_base_table_txn, b.writerTxn FROM wal_tables() b "
+    "LEFT JOIN materialized_views() v ON v.base_table_name = b.name AND v.view_name = %s WHERE b.name = %s"
+)
+_VIEW_APPLIED = "SELECT writerTxn, sequencerTxn, suspended FROM wal_tables() WHERE name = %s"
+
+
+class Window(msgspec.Struct, frozen=True):
+    """What is asked: the `duration_us` before `end_us`, None for the server's now."""
+
+    duration_us: int
+    end_us: int | None = None
+
+
+def latency_percentiles(
+    service: str | None, operation: str | None, percentiles: Sequence[float], window: Window, deadline: float
+) -> Plan[PercentileRow]:
+    def finish(groups: Groups) -> list[tuple[Any, ...]]:
+        histograms: dict[tuple[str, str], dict[int, int]] = {}
+        for (of_service, of_operation, bucket), (samples,) in groups.items():
+            if samples:
+                histograms.setdefault((of_service, of_operation), {})[bucket] = samples
+        rows = []
+        for pair in sorted(histograms):
+            values = histogram_percentiles(histograms[pair], percentiles)
+            total = sum(histograms[pair].values())
+            rows += [(*pair, asked, value, total) for asked, value in zip(percentiles, values, strict=True)]
+        return rows
+
+    filters = {"service": service, "operation": operation}
+    again = {**filters, "percentiles": tuple(percentiles)}
+    call = Continuation("get_latency_percentiles", again)
+    return _aggregate(LATENCY_MINUTES, filters, window, deadline, PercentileRow, finish, call)
+
+
+def performance_metrics(metric_type: str, window: Window, deadline: float) -> Plan[PerformanceRow]:
+    def finish(groups: Groups) -> list[tuple[Any, ...]]:
+        ordered = sorted(groups.items(), key=lambda group: (group[0][1], group[0][2] or 0))
+        return [
+            (*keys, samples, total / samples, low, high, last)
+            for keys, (samples, total, low, high, last) in ordered
+            if samples
+        ]
+
+    filters = {"metric_type": metric_type}
+    call = Continuation("get_performance_metrics", filters)
+    return _aggregate(PERFORMANCE_MINUTES, filters, window, deadline, PerformanceRow, finish, call)
+
+
+def mev_analysis(window: Window, deadline: float) -> Plan[MevRow]:
+    def finish(groups: Groups) -> list[tuple[Any, ...]]:
+        rows = []
+        for protected in (True, False):
+            # Both are always there, so that a caller can compare them.
+            trades, avoided, estimates, estimated, actuals, actual, fees = groups.get((protected,), [0] * 7)
+            rows.append(
+                (
+                    protected,
+                    trades,
+                    _ratio(estimated, estimates),
+                    _ratio(actual, actuals),
+                    actuals,
+                    avoided,
+                    _ratio(avoided, trades),
+                    fees or 0,
+                )
+            )
+        return rows
+
+    return _aggregate(MEV_MINUTES, {}, window, deadline, MevRow, finish, Continuation("get_mev_analysis", {}))
+
+
+def _ratio(total: float | None, count: int) -> float | None:
+    return None if not count or total is None else total / count
+
+
+def _aggregate(
+    rollup: Rollup,
+    filters: dict[str, Any],
+    window: Window,
+    deadline: float,
+    row_type: type[_Row],
+    finish: Callable[[Groups], list[tuple[Any, ...]]],
+    call: Continuation,
+) -> Plan[_Row]:
+    where, parameters = conditions(filters)
+    raw = f"{rollup.raw_select()} WHERE {SPAN}{where}"
+    view = f"{rollup.view_select()} WHERE {SPAN}{where}"
+    groups: Groups = {}
+    covered: int | None = None
+    start, end = 0, window.end_us
+    usable, partial = False, False
+    try:
+        now, usable = yield from _freshness(rollup, deadline)
+        end = now if window.end_us is None else window.end_us
+        start = end - window.duration_us
+        for is_view, low, high in _sources(start, end, usable, deadline):
+            rows = yield Statement(view if is_view else raw, (low, high, *parameters))
+            _merge(rollup, groups, rows)
+            covered = low
+    except QueryTimeout:
+        partial = True
+    continuation = None
+    if partial:
+        left_us = window.duration_us if covered is None else covered - start
+        until = end if covered is None else covered
+        arguments = {**call.arguments, "duration": left_us / 1_000_000, "end": until}
+        continuation = Continuation(call.method, arguments)
+    return Result(
+        struct_columns(row_type),
+        finish(groups),
+        row_type,
+        span=None if covered is None or end is None else Span(time_of(covered), time_of(end)),
+        partial=partial,
+        continuation=continuation,
+        source="view" if usable else "raw",
+    )
+
+
+def _sources(start: int, end: int, usable: bool, deadline: float) -> Generator[tuple[bool, int, int], None, None]:
+    """(from the view?, start, end) of each statement, newest first: raw edge, whole minutes of the view, raw edge."""
+    first_minute = -(-start // MINUTE_US) * MINUTE_US
+    last_minute = end // MINUTE_US * MINUTE_US
+    if not usable or first_minute >= last_minute:
+        for low, high in pieces(start, end, deadline):
+            yield False, low, high
+        return
+    if last_minute < end:
+        yield False, last_minute, end
+    for low, high in pieces(first_minute, last_minute, deadline):
+        yield True, low, high
+    if start < first_minute:
+        yield False, start, first_minute
+
+
+def _merge(rollup: Rollup, groups: Groups, rows: Rows) -> None:
+    """Adds the rows of an older piece to the groups."""
+    width = len(rollup.keys)
+    measures = list(rollup.measures.values())
+    for row in rows:
+        keys, values = row[:width], row[width:]
+        known = groups.get(keys)
+        if known is None:
+            groups[keys] = list(values)
+        else:
+            for index, measure in enumerate(measures):
+                known[index] = measure.merged(values[index], known[index])
+
+
+def _freshness(rollup: Rollup, deadline: float) -> Generator[Statement | Pause, Rows, tuple[int, bool]]:
+    """The server's now in microseconds, and whether the view holds everything that was applied at that moment."""
+    give_up = min(time.monotonic() + REFRESH_TIMEOUT_S, deadline)
+    status = Statement(_STATUS, (rollup.view, rollup.table))
+    rows = yield status
+    if not rows:
+        # No such table: let the raw statement say so in the server's words.
+        now = yield Statement("SELECT now()::long")
+        return now[0][0], False
+    now_us, _, _, applied = rows[0]
+    while True:
+        _, state, refreshed, _ = rows[0]
+        if state not in ("valid", "refreshing"):
+            _logger.warning(
+                "raw rows are read instead of the view: view=%s status=%s mend=%r",
+                rollup.view,
+                state or "missing",
+                f"REFRESH MATERIALIZED VIEW {rollup.view} FULL" if state else "ringlog migrate",
+            )
+            return now_us, False
+        # While it refreshes, its transaction does not say whether the refresh is one that began by emptying it.
+        if state == "valid" and refreshed >= applied:
+            break
+        if time.monotonic() >= give_up:
+            return now_us, False
+        yield Pause(_REFRESH_POLL_S)
+        rows = yield status
+    # The refresh is in the view's own log; now it must be applied to the view too.
+    sequenced: int | None = None
+    while True:
+        rows = yield Statement(_VIEW_APPLIED, (rollup.view,))
+        writer, sequencer, suspended = rows[0] if rows else (0, 1, True)
+        sequenced = sequencer if sequenced is None else sequenced
+        if writer >= sequenced:
+            return now_us, True
+        if suspended or time.monotonic() >= give_up:
+            return now_us, False
+        yield Pause(_REFRESH_POLL_S)

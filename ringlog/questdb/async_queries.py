@@ -1,0 +1,203 @@
+"""`AsyncQueries`: the typed queries of `Queries` for one asyncio event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Self, TypeVar
+
+import psycopg
+import psycopg_pool
+import stamina
+
+from ringlog.errors import QueryTimeout, ServerUnavailable
+from ringlog.questdb import calls, pools
+from ringlog.questdb.conf import client_conf
+from ringlog.questdb.filters import Duration, Time, TradeFilter, timeout_seconds
+from ringlog.questdb.results import Continuation, Result
+from ringlog.questdb.rows import MevRow, PercentileRow, PerformanceRow, PositionRow, TradeRow
+from ringlog.questdb.statements import Pause, PlanMaker, Rows, Statement
+from ringlog.settings import Settings
+
+_T = TypeVar("_T")
+
+
+class AsyncQueries:
+    """The same names, results and errors as `Queries`, awaited. Use it with `async with`, or `open()` and `close()`.
+
+    Every call takes at most `timeout_ms` (default: `query_timeout_ms` of the settings). A connection that breaks is
+    replaced and the call is made again, with backoff, while time is left. Typed queries that run out of time return
+    what they have with `partial=True`; `execute_query` raises QueryTimeout.
+
+    Errors: QueryError (mend the call), QueryTimeout, SchemaMismatch (no such table), ServerUnavailable (try again),
+    ServerRefused (wrong user or password).
+    """
+
+    def __init__(self, settings: Settings | None = None, *, prepare_threshold: int | None = pools.PREPARE_THRESHOLD):
+        self._settings = Settings.from_environment() if settings is None else settings
+        self._server = f"QuestDB at {client_conf(self._settings).host}:{self._settings.questdb_pg_port}"
+        self._health = pools.Health()
+        self._pool = pools.make_async_pool(self._settings, self._health, prepare_threshold)
+
+    async def open(self) -> Self:
+        """Starts the pool; does not wait for the server, which need not be up."""
+        await self._pool.open(wait=False)
+        return self
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def statistics(self) -> dict[str, int]:
+        """The pool's counters since the start, and gauges such as pool_size and requests_waiting (psycopg_pool's)."""
+        return dict(self._pool.get_stats())
+
+    async def get_trades(
+        self, filter: TradeFilter | None = None, *, timeout_ms: float | None = None, **fields: Any
+    ) -> Result[TradeRow]:
+        """The trades that match a TradeFilter, given as one or by its fields; at most `limit`, newest first."""
+        return await self._run(calls.trades(filter, fields), timeout_ms)
+
+    async def get_performance_metrics(
+        self,
+        metric_type: str,
+        duration: Duration,
+        *,
+        end: Time | None = None,
+        timeout_ms: float | None = None,
+    ) -> Result[PerformanceRow]:
+        """Count, mean, minimum, maximum and last value per operation and percentile over the last `duration`.
+
+        `duration`: a timedelta or seconds; it ends at the server's now, or at `end`.
+        """
+        return await self._run(calls.performance_metrics(metric_type, duration, end), timeout_ms)
+
+    async def get_mev_analysis(
+        self, duration: Duration, *, end: Time | None = None, timeout_ms: float | None = None
+    ) -> Result[MevRow]:
+        """Two rows, trades with and without MEV protection over the last `duration`: counts, losses, fees."""
+        return await self._run(calls.mev_analysis(duration, end), timeout_ms)
+
+    async def get_latency_percentiles(
+        self,
+        service: str | None,
+        operation: str | None,
+        duration: Duration,
+        *,
+        percentiles: Sequence[float] = calls.PERCENTILES,
+        end: Time | None = None,
+        timeout_ms: float | None = None,
+    ) -> Result[PercentileRow]:
+        """Percentiles of the latencies of each service and operation (None: all) over the last `duration`.
+
+        By nearest rank, with a relative error of at most 1 %. Partial results cover the newest part of the duration.
+        """
+        return await self._run(calls.latency_percentiles(service, operation, duration, percentiles, end), timeout_ms)
+
+    async def get_positions(
+        self,
+        trader_id: str | None = None,
+        mode: str | None = None,
+        token: str | None = None,
+        *,
+        end: Time | None = None,
+        timeout_ms: float | None = None,
+    ) -> Result[PositionRow]:
+        """The latest position of each trader, mode and token (None: all) before `end`."""
+        return await self._run(calls.positions(trader_id, mode, token, end), timeout_ms)
+
+    async def execute_query(
+        self, sql: str, params: Sequence[Any] | None = None, *, timeout_ms: float | None = None
+    ) -> Result[Any]:
+        """Any SQL, with `%s` for parameters; rows are named tuples. Raises QueryTimeout rather than give a part.
+
+        With `params`, a percent sign of the SQL itself is written `%%`.
+
+        A statement other than a reading one is not tried again: ServerUnavailable may then mean that it was applied.
+        """
+        parameters = calls.checked_sql(sql, params)
+
+        async def work(connection: Any, _deadline: float) -> Result[Any]:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(sql, parameters)
+            return calls.described_result(cursor.description, await cursor.fetchall() if cursor.description else [])
+
+        return await self._retried(work, timeout_ms, calls.retriable(sql))
+
+    async def resume(self, continuation: Continuation, *, timeout_ms: float | None = None) -> Result[Any]:
+        """The part that a partial result lacks; aggregates of two parts are the caller's to combine."""
+        method = getattr(self, calls.resumable(continuation))
+        result: Result[Any] = await method(**continuation.arguments, timeout_ms=timeout_ms)
+        return result
+
+    # How
+
+    async def _run(self, plan_maker: PlanMaker[_T], timeout_ms: float | None) -> Result[_T]:
+        async def walk(connection: Any, deadline: float) -> Result[_T]:
+            plan = plan_maker(deadline)
+            try:
+                step = next(plan)
+                while True:
+                    try:
+                        rows = await self._step(connection, step)
+                    except QueryTimeout as timeout:
+                        step = plan.throw(timeout)
+                    else:
+                        step = plan.send(rows)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+
+        return await self._retried(walk, timeout_ms, lambda error: isinstance(error, ServerUnavailable))
+
+    async def _retried(
+        self,
+        work: Callable[[Any, float], Awaitable[_T]],
+        timeout_ms: float | None,
+        again: Callable[[Exception], bool],
+    ) -> _T:
+        seconds = timeout_seconds(self._settings.query_timeout_ms if timeout_ms is None else timeout_ms)
+        deadline = time.monotonic() + seconds
+        try:
+            return await self._attempt(work, deadline)
+        except ServerUnavailable as error:
+            if not again(error):
+                raise
+        async for attempt in stamina.retry_context(on=again, timeout=deadline - time.monotonic(), **pools.BACKOFF):
+            with attempt:
+                return await self._attempt(work, deadline)
+        raise AssertionError("a retry context ends with a result or an error")
+
+    async def _attempt(self, work: Callable[[Any, float], Awaitable[_T]], deadline: float) -> _T:
+        try:
+            connection = await self._pool.getconn(pools.acquire_seconds(deadline))
+        except (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg_pool.TooManyRequests) as error:
+            raise pools.acquire_error(error, self._server, self._health, self._pool.get_stats()) from None
+        connection.deadline = deadline
+        try:
+            return await work(connection, deadline)
+        except psycopg.Error as error:
+            broken = pools.settle(connection, error)
+            pools.translate(error, self._server, broken)
+        finally:
+            connection.used_at = time.monotonic()
+            if connection.closed or connection.pgconn.transaction_status:
+                await connection.close()
+            await self._pool.putconn(connection)
+
+    async def _step(self, connection: Any, step: Statement | Pause) -> Rows:
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            return []
+        try:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(step.sql, step.parameters)
+            rows: Rows = await cursor.fetchall()
+        except psycopg.Error as error:
+            pools.translate(error, self._server, pools.settle(connection, error))
+        return rows

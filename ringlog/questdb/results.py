@@ -1,0 +1,181 @@
+"""What a query gives back: typed rows, Arrow, pandas or Polars, and what part of the asked span they cover."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import keyword
+import types
+import typing
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
+    import pyarrow
+
+RowT = TypeVar("RowT")
+
+# PG wire types of QuestDB's columns that Arrow cannot be left to guess: NULLs alone have no type.
+_KINDS = {
+    16: "bool",
+    20: "int",
+    21: "int",
+    23: "int",
+    700: "float",
+    701: "float",
+    1114: "datetime",
+    1184: "datetime",
+}
+_KINDS |= {18: "str", 25: "str", 1042: "str", 1043: "str", 2950: "uuid", 17: "bytes"}
+TIMESTAMP_OIDS = frozenset({1114})
+
+
+class Span(NamedTuple):
+    """`start <= timestamp < end`, both aware datetimes."""
+
+    start: datetime.datetime
+    end: datetime.datetime
+
+
+class Continuation(msgspec.Struct, frozen=True):
+    """The call that gives what a partial result lacks: `queries.resume(continuation)`."""
+
+    method: str
+    arguments: dict[str, Any]
+
+
+class Result(Generic[RowT]):
+    """The rows of one query; a sequence of typed rows, and a table for Arrow, pandas and Polars.
+
+    `partial`: the query ran out of time, and the rows cover `span` only (None: no part of it); `continuation` gives
+    the rest. `limited`: more rows matched than the limit let through. `source`: "view" where aggregates came from
+    minute views (raw rows at the edges), "raw" where they came from raw rows alone.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[tuple[str, str]],
+        tuples: Sequence[tuple[Any, ...]],
+        make: Callable[..., RowT],
+        *,
+        span: Span | None = None,
+        partial: bool = False,
+        limited: bool = False,
+        continuation: Continuation | None = None,
+        source: str = "raw",
+    ) -> None:
+        self._columns = tuple(columns)
+        self._tuples = tuples
+        self._make = make
+        self._rows: list[RowT] | None = None
+        self.span = span
+        self.partial = partial
+        self.limited = limited
+        self.continuation = continuation
+        self.source = source
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self._columns)
+
+    def rows(self) -> list[RowT]:
+        """The typed rows; made at the first call, the same list at every call."""
+        if self._rows is None:
+            times = [index for index, (_, kind) in enumerate(self._columns) if kind == "datetime"]
+            make = self._make
+            if not times:
+                self._rows = [make(*row) for row in self._tuples]
+            elif times == [0]:
+                utc = datetime.UTC
+                self._rows = [make(row[0] and row[0].replace(tzinfo=utc), *row[1:]) for row in self._tuples]
+            else:
+                self._rows = [make(*_aware(row, times)) for row in self._tuples]
+        return self._rows
+
+    def __len__(self) -> int:
+        return len(self._tuples)
+
+    def __iter__(self) -> Iterator[RowT]:
+        return iter(self.rows())
+
+    def __getitem__(self, index: int) -> RowT:
+        return self.rows()[index]
+
+    def __repr__(self) -> str:
+        state = f"partial, covers {self.span}" if self.partial else "complete"
+        return f"<Result of {len(self)} rows ({', '.join(self.columns)}), {state}>"
+
+    def to_arrow(self) -> pyarrow.Table:
+        """A pyarrow.Table: timestamp[us, UTC], double, int64, bool, string; NULL is null, never NaN or empty."""
+        import pyarrow as pa
+
+        types_ = {
+            "datetime": pa.timestamp("us", tz="UTC"),
+            "float": pa.float64(),
+            "int": pa.int64(),
+            "bool": pa.bool_(),
+            "str": pa.string(),
+            "bytes": pa.binary(),
+        }
+        values = list(zip(*self._tuples, strict=True)) if self._tuples else [()] * len(self._columns)
+        arrays = []
+        for (_, kind), column in zip(self._columns, values, strict=True):
+            if kind in types_:
+                arrays.append(pa.array(column, types_[kind]))
+            else:
+                arrays.append(pa.array([None if value is None else str(value) for value in column], pa.string()))
+        return pa.Table.from_arrays(arrays, names=list(self.columns))
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """The Arrow PyCapsule stream: `pyarrow.table(result)`, `polars.DataFrame(result)`, DuckDB and others."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A pandas.DataFrame with Arrow-backed columns, so that integers with NULLs stay integers."""
+        import pandas as pd
+
+        return self.to_arrow().to_pandas(types_mapper=pd.ArrowDtype)
+
+    def to_polars(self) -> polars.DataFrame:
+        """A polars.DataFrame (Polars is installed by the user)."""
+        import polars as pl
+
+        return pl.DataFrame(self.to_arrow())
+
+
+def _aware(row: tuple[Any, ...], times: list[int]) -> list[Any]:
+    values = list(row)
+    for index in times:
+        if values[index] is not None:
+            values[index] = values[index].replace(tzinfo=datetime.UTC)
+    return values
+
+
+@functools.cache
+def struct_columns(row_type: type[msgspec.Struct]) -> tuple[tuple[str, str], ...]:
+    """(name, kind) of a row struct's fields, in order."""
+    hints = typing.get_type_hints(row_type)
+    return tuple((field.name, _kind(hints[field.name])) for field in msgspec.structs.fields(row_type))
+
+
+def _kind(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(member for member in typing.get_args(hint) if member is not type(None))
+    return str(hint.__name__)
+
+
+def described_columns(description: Sequence[Any]) -> tuple[tuple[str, str], ...]:
+    """(name, kind) of a cursor's columns."""
+    return tuple((column.name, _KINDS.get(column.type_code, "other")) for column in description)
+
+
+@functools.lru_cache(maxsize=256)
+def named_row(columns: tuple[str, ...]) -> Any:
+    """A named tuple for rows of any query; a column whose name is no identifier is `_0`, `_1` ... by position."""
+    safe = [name if name.isidentifier() and not keyword.iskeyword(name) else "" for name in columns]
+    return namedtuple("Row", safe, rename=True)

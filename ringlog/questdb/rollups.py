@@ -1,0 +1,98 @@
+"""Rollups: materialized views of a minute's rows, so that 24 hours cost the same whatever the record rate.
+
+Each rollup is a view over one table: keys, and measures that can be added up further. The SQL a person reads and runs
+is in `schemas/questdb/<view>.sql`; a test holds it against `Rollup.definition`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ringlog.questdb.percentiles import bucket_sql
+
+MINUTE_US = 60_000_000
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """An aggregate of a minute's raw rows, and the aggregate function that merges minutes."""
+
+    raw: str
+    merge: str  # sum, min, max or last
+
+    def merged(self, older: Any, newer: Any) -> Any:
+        """The measure of two groups of rows, None where neither has a value; `newer` holds the later rows."""
+        if older is None or newer is None:
+            return older if newer is None else newer
+        match self.merge:
+            case "sum":
+                return older + newer
+            case "min":
+                return min(older, newer)
+            case "max":
+                return max(older, newer)
+        return newer
+
+
+class Rollup(msgspec.Struct, frozen=True):
+    """A view: `keys` (name to SQL over the raw table) and `measures` (name to Measure), both in column order."""
+
+    view: str
+    table: str
+    keys: dict[str, str]
+    measures: dict[str, Measure]
+
+    @property
+    def definition(self) -> str:
+        """The view's query, normalised to one line."""
+        return f"SELECT timestamp, {self._raw_columns()} FROM {self.table} SAMPLE BY 1m"  # noqa: S608
+
+    def raw_select(self) -> str:
+        return f"SELECT {self._raw_columns()} FROM {self.table}"  # noqa: S608
+
+    def view_select(self) -> str:
+        merged = [f"{measure.merge}({name}) AS {name}" for name, measure in self.measures.items()]
+        return f"SELECT {', '.join([*self.keys, *merged])} FROM {self.view}"  # noqa: S608
+
+    def _raw_columns(self) -> str:
+        keys = [name if sql == name else f"{sql} AS {name}" for name, sql in self.keys.items()]
+        return ", ".join([*keys, *(f"{measure.raw} AS {name}" for name, measure in self.measures.items())])
+
+
+LATENCY_MINUTES = Rollup(
+    view="latency_minutes",
+    table="latencies",
+    keys={"service": "service", "operation": "operation", "bucket": bucket_sql("latency_us")},
+    measures={"samples": Measure("count(latency_us)", "sum")},
+)
+
+MEV_MINUTES = Rollup(
+    view="mev_minutes",
+    table="mev_metrics",
+    keys={"protection_used": "protection_used"},
+    measures={
+        "trades": Measure("count()", "sum"),
+        "avoided": Measure("sum(CASE WHEN avoided THEN 1 ELSE 0 END)", "sum"),
+        "estimated_samples": Measure("count(estimated_loss_bps)", "sum"),
+        "estimated_loss_bps_sum": Measure("sum(estimated_loss_bps)", "sum"),
+        "actual_samples": Measure("count(actual_loss_bps)", "sum"),
+        "actual_loss_bps_sum": Measure("sum(actual_loss_bps)", "sum"),
+        "priority_fee_lamports_sum": Measure("sum(priority_fee_lamports)", "sum"),
+    },
+)
+
+PERFORMANCE_MINUTES = Rollup(
+    view="performance_minutes",
+    table="performance_metrics",
+    keys={"metric_type": "metric_type", "operation": "operation", "percentile": "percentile"},
+    measures={
+        "samples": Measure("count(value)", "sum"),
+        "value_sum": Measure("sum(value)", "sum"),
+        "value_min": Measure("min(value)", "min"),
+        "value_max": Measure("max(value)", "max"),
+        "value_last": Measure("last(value)", "last"),
+    },
+)
+
+ROLLUPS = (LATENCY_MINUTES, MEV_MINUTES, PERFORMANCE_MINUTES)

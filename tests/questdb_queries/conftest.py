@@ -1,0 +1,85 @@
+"""A QuestDB with the platform's tables and views, made by the migration, and clients of it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from platform_rows import LAYOUTS, TABLES, Execute, Insert, wait_applied, wait_until
+
+from ringlog.questdb.connection import Connection
+from ringlog.questdb.migrations import migrate
+from ringlog.questdb.queries import Queries
+from ringlog.servers import QuestDBServer
+from ringlog.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[QuestDBServer]:
+    """A QuestDB of this folder's own: its tables have fixed names."""
+    with QuestDBServer() as server:
+        assert not [m for m in migrate(Settings(**server.settings()), LAYOUTS) if m.problem]
+        yield server
+
+
+@pytest.fixture
+def settings(server: QuestDBServer) -> Settings:
+    return Settings(**server.settings(), request_timeout_ms=10_000)
+
+
+@pytest.fixture
+def execute(settings: Settings) -> Iterator[Execute]:
+    """Runs one statement on a plain connection and returns its rows."""
+    connection = Connection.from_settings(settings)
+    yield connection.execute
+    connection.close()
+
+
+@pytest.fixture
+def insert(execute: Execute) -> Insert:
+    """Puts rows (dicts of the table's columns, `timestamp` in microseconds) into a table, applied on return."""
+    seq = itertools.count()
+    lane = time.time_ns() // 1_000
+
+    def put(table: str, rows: Sequence[dict[str, Any]], *, views: bool = True) -> None:
+        columns = ["timestamp", "lane", "seq", *TABLES[table]]
+        for first in range(0, len(rows), 100):
+            values: list[Any] = []
+            chunk = rows[first : first + 100]
+            for row in chunk:
+                given = {"lane": lane, "seq": next(seq), **row}
+                values += [given.get(column) for column in columns]
+            one = "(cast(%s as timestamp), " + ", ".join(["%s"] * (len(columns) - 1)) + ")"
+            execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([one] * len(chunk))}", values)
+        wait_applied(execute, table, views=views)
+
+    return put
+
+
+@pytest.fixture
+def empty(execute: Execute) -> None:
+    """All tables empty, all views valid."""
+    for table in TABLES:
+        execute(f"TRUNCATE TABLE {table}")
+        wait_applied(execute, table, views=False)
+
+    def all_valid() -> bool:
+        # The server notices a truncated base on its own time: a view may turn invalid again.
+        states = execute("SELECT view_name, view_status FROM materialized_views()")
+        for view, state in states:
+            if state == "invalid":
+                execute(f"REFRESH MATERIALIZED VIEW {view} FULL")
+        return all(state == "valid" for _, state in states)
+
+    wait_until(all_valid, "valid views")
+    for table in TABLES:
+        wait_applied(execute, table)
+
+
+@pytest.fixture
+def queries(settings: Settings) -> Iterator[Queries]:
+    with Queries(settings) as queries:
+        yield queries

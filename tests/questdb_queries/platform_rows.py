@@ -1,0 +1,59 @@
+"""The platform's tables, rows for them, and waiting for the server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ringlog.records import PLATFORM_RECORDS, layout_of
+
+LAYOUTS = [layout_of(record_type) for record_type in PLATFORM_RECORDS]
+TABLES = {layout.table: [field.name for field in layout.fields if field.name != "timestamp"] for layout in LAYOUTS}
+APPLIED_TIMEOUT_S = 20.0
+
+Execute = Callable[..., list[Any]]
+Insert = Callable[..., None]
+
+
+def wait_applied(execute: Execute, table: str, *, views: bool = True) -> None:
+    """Returns once every row of the table can be read, and is in its views."""
+
+    def done() -> bool:
+        behind = "SELECT count() FROM wal_tables() WHERE writerTxn < sequencerTxn"
+        stale = "SELECT count() FROM materialized_views() WHERE base_table_name = %s AND view_status <> 'invalid' "
+        if execute(f"{behind} AND name = %s", (table,))[0][0]:
+            return False
+        if not views:
+            return True
+        stale += "AND (refresh_base_table_txn < base_table_txn OR view_status = 'refreshing')"
+        return not execute(stale, (table,))[0][0] and not execute(behind)[0][0]
+
+    wait_until(done, f"{table} to be applied")
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = APPLIED_TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        time.sleep(0.005)
+
+
+def trade(timestamp: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "timestamp": timestamp,
+        "trader_id": "t1",
+        "mode": "paper",
+        "action": "buy",
+        "base_token": "SOL",
+        "quote_token": "USDC",
+        "base_amount": 1.5,
+        "quote_amount": 210.0,
+        "executed_price": 140.0,
+        "transaction_fee": 5_000,
+        "expected_slippage": 0.01,
+        "actual_slippage": 0.02,
+        "mev_status": "protected",
+        "mev_protected": True,
+        **fields,
+    }

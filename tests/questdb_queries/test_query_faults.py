@@ -1,0 +1,117 @@
+"""Queries against a server that is down, hangs, restarts or refuses: a typed error or a right result, in time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from platform_rows import LAYOUTS, wait_until
+
+from ringlog.errors import RinglogError, ServerRefused, ServerUnavailable
+from ringlog.questdb.async_queries import AsyncQueries
+from ringlog.questdb.migrations import migrate
+from ringlog.questdb.queries import Queries
+from ringlog.servers import QuestDBServer
+from ringlog.servers.embedded import bound_socket
+from ringlog.settings import Secret, Settings
+
+# Until recovery; how long it really takes is measured by bench/query_pool.py.
+RECOVERY_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[QuestDBServer]:
+    """A server that the tests here may kill and stop."""
+    with QuestDBServer() as server:
+        migrate(Settings(**server.settings()), LAYOUTS)
+        yield server
+
+
+def test_server_down() -> None:
+    """With no server at all, a call raises ServerUnavailable within its time and says where it tried."""
+    with bound_socket(0) as held:  # bound, never listening: connections are refused
+        port = held.getsockname()[1]
+        with Queries(Settings(questdb_pg_port=port)) as queries:
+            began = time.monotonic()
+            with pytest.raises(ServerUnavailable, match=f"127.0.0.1:{port}.*refused"):
+                queries.get_trades(timeout_ms=500)
+            assert time.monotonic() - began < 5
+            with pytest.raises(ServerUnavailable):
+                queries.execute_query("SELECT 1", timeout_ms=200)
+
+
+def test_wrong_password(server: QuestDBServer) -> None:
+    """A wrong password is ServerRefused, at once and without the password in the message."""
+    settings = Settings(**{**server.settings(), "questdb_password": Secret("canary-hunter2")})
+    with Queries(settings) as queries, pytest.raises(ServerRefused) as caught:
+        queries.get_trades(timeout_ms=4_000)
+    assert "canary" not in str(caught.value)
+
+
+async def test_hanging_server(own_server: QuestDBServer) -> None:
+    """A stopped server (SIGSTOP) costs a call its time and no more, sync and async; the pools recover by themselves."""
+    settings = Settings(**own_server.settings())
+    with Queries(settings) as queries:
+        async with AsyncQueries(settings) as async_queries:
+            queries.get_trades()
+            await async_queries.get_trades()
+            own_server.stop_signal()
+            try:
+                began = time.monotonic()
+                with pytest.raises(RinglogError):
+                    await asyncio.to_thread(queries.execute_query, "SELECT 1", timeout_ms=300)
+                with pytest.raises(RinglogError):
+                    await async_queries.execute_query("SELECT 1", timeout_ms=300)
+                assert time.monotonic() - began < 5
+            finally:
+                own_server.continue_signal()
+            assert queries.execute_query("SELECT 1 x", timeout_ms=RECOVERY_S * 1_000).rows()[0].x == 1
+            assert (await async_queries.execute_query("SELECT 1 x", timeout_ms=RECOVERY_S * 1_000)).rows()[0].x == 1
+
+
+def test_restart_under_load(own_server: QuestDBServer) -> None:
+    """The server killed and started again under 20 threads: typed errors at worst, and all go on by themselves."""
+    settings = Settings(**own_server.settings())
+    stop = threading.Event()
+    unexpected: list[BaseException] = []
+    last_good = [0.0] * 20
+
+    def ask(queries: Queries, number: int) -> None:
+        while not stop.is_set():
+            try:
+                queries.get_trades(limit=10, timeout_ms=1_000)
+                last_good[number] = time.monotonic()
+            except ServerUnavailable:
+                pass
+            except BaseException as error:  # noqa: BLE001 - the test's very question
+                unexpected.append(error)
+
+    with Queries(settings) as queries:
+        threads = [threading.Thread(target=ask, args=(queries, number), daemon=True) for number in range(20)]
+        for thread in threads:
+            thread.start()
+        try:
+            wait_until(lambda: all(last_good), "every thread's first answer")
+            own_server.kill()
+            own_server.start()
+            back = time.monotonic()
+            wait_until(lambda: min(last_good) > back, "every thread's first answer after the restart", RECOVERY_S)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(10)
+    assert not unexpected
+
+
+def test_restart_between_calls(own_server: QuestDBServer) -> None:
+    """A caller whose pooled connections all died notices nothing: the call is made again on a new one."""
+    with Queries(Settings(**own_server.settings())) as queries:
+        for _ in range(3):
+            queries.get_trades()
+        own_server.kill()
+        own_server.start()
+        assert len(queries.get_trades()) == 0
+        assert queries.execute_query("SELECT 1 x").rows()[0].x == 1
