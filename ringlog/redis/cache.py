@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from ringlog.errors import RedisValueError
-from ringlog.redis.connection import AsyncConnection, Command, Connection, Exchange, Steps, one
+from ringlog.redis.connection import AsyncConnection, Command, Connection, Exchange, Steps
 from ringlog.redis.keys import FRESH_TTL_MS, LAST_TTL_S, Keys
 from ringlog.redis.values import Cached, Freshness, PoolState, pool_json, pool_of, price_of, price_text
 
@@ -67,7 +67,7 @@ def read(keys: Sequence[str], last_keys: Sequence[str], decode: Callable[[bytes]
     """Reads values and last values with one MGET."""
     if not keys:
         return []
-    (replies,) = yield one("MGET", *keys, *last_keys)
+    (replies,) = yield Exchange((("MGET", *keys, *last_keys),), plain=True)
     count = len(keys)
     return [_cached(replies[i], replies[count + i], decode) for i in range(count)]
 
@@ -137,7 +137,7 @@ class Cache:
 
     def price(self, symbol: str) -> Cached[Decimal]:
         """What is known of one token's price."""
-        return self.prices((symbol,))[symbol]
+        return self._connection.run(lambda: _read_prices(self._keys, (symbol,)))[0]
 
     def prices(self, symbols: Sequence[str]) -> dict[str, Cached[Decimal]]:
         """What is known of many tokens' prices, by symbol, in one round trip."""

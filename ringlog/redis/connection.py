@@ -39,10 +39,14 @@ _REFUSED_LOGIN = (AuthenticationError, AuthorizationError, NoPermissionError)
 
 
 class Exchange(NamedTuple):
-    """Commands of one round trip; `atomic` wraps them in MULTI and EXEC."""
+    """Commands of one round trip; `atomic` wraps them in MULTI and EXEC.
+
+    `plain` is for a single command whose reply needs no shaping: it skips redis-py's bookkeeping of a call.
+    """
 
     commands: tuple[Command, ...]
     atomic: bool = False
+    plain: bool = False
 
 
 Steps = Generator[Exchange, list[Any], T]
@@ -99,6 +103,8 @@ class Connection:
 
     def _exchange(self, exchange: Exchange) -> list[Any]:
         try:
+            if exchange.plain:
+                return [self._plain(exchange.commands[0])]
             if len(exchange.commands) == 1:
                 return [self.client.execute_command(*exchange.commands[0])]
             with self.client.pipeline(transaction=exchange.atomic) as pipeline:
@@ -107,6 +113,19 @@ class Connection:
                 return list(pipeline.execute())
         except redis.RedisError as error:
             raise translated(self._server, error) from error
+
+    def _plain(self, command: Command) -> Any:
+        """What redis-py does for a command, without its timing, callbacks and retry wrappers."""
+        pool = self.client.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_command(*command)  # both disconnect where anything but an answer comes
+            return connection.read_response()
+        except ReadOnlyError:
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
 
     def close(self) -> None:
         """Closes every connection; the object must not be used afterwards."""
