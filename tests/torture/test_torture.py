@@ -1,0 +1,29 @@
+"""The torture and its oracle, short: the full length is `./scripts/torture`."""
+
+from __future__ import annotations
+
+import pytest
+
+from torture.planted import BUGS
+from torture.torture import torture
+
+
+@pytest.mark.timeout(180)
+def test_nothing_is_lost_doubled_or_altered() -> None:
+    """A few seconds of random kills: what was accepted is stored, once, as it was; what was not attempted is not."""
+    report = torture(seconds=8.0, seed=1, plant="", producers=2, rate=1_000.0)
+    assert report["is_clean"], report
+    assert report["accepted"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_caught(bug: str) -> None:
+    """The oracle catches every known bug within three runs: so its silence means something."""
+    reports = []
+    for seed in (1, 2, 3):
+        reports.append(torture(seconds=40.0, seed=seed, plant=bug, producers=4, rate=2_000.0))
+        if not reports[-1]["is_clean"]:
+            return
+    pytest.fail(f"{bug} was not caught: {reports}")
