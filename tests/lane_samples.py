@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
-
 from ringlog.columns import to_list
 from ringlog.decode import Corrupt, Decoder
 from ringlog.lanes.claims import Card, cards
@@ -54,22 +52,21 @@ class Child:
     """A process that runs a script; `line()` waits for what it says."""
 
     def __init__(self, settings: Settings, script: str, prelude: str = PRELUDE) -> None:
-        known = {field.name for field in msgspec.structs.fields(Settings)}
-        options = {name: getattr(settings, name) for name in ("runtime_dir", "lane_bytes_max", "lane_linger_ms")}
-        assert known >= set(options)
-        environment = {
-            **os.environ,
-            **{f"RINGLOG_{name.upper()}": str(value) for name, value in options.items()},
-            "PYTHONPATH": str(Path(__file__).parent),
-        }
         self.process = subprocess.Popen(
             [sys.executable, "-c", prelude + script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=self.environment(settings),
         )
+
+    @staticmethod
+    def environment(settings: Settings) -> dict[str, str]:
+        """What leads a child to the instance of these settings, and to this module."""
+        names = ("runtime_dir", "lane_bytes_max", "lane_linger_ms")
+        options = {f"RINGLOG_{name.upper()}": str(getattr(settings, name)) for name in names}
+        return {**os.environ, **options, "PYTHONPATH": str(Path(__file__).parent)}
 
     def line(self) -> str:
         """The next line; '' at the end."""

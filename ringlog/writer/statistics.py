@@ -35,6 +35,7 @@ class Statistics:
         self.writes = 0
         self.errors = 0
         self.corrupt = 0
+        self.slowest_write_seconds = 0.0  # since the writer last looked
         self._lane = secrets.randbits(63) or 1
         self._seq = 0
         self._decoder = Decoder(layout_of(PerformanceMetric))
@@ -42,6 +43,7 @@ class Statistics:
 
     def wrote(self, rows: int, seconds: float) -> None:
         self.write_ms.append(seconds * 1e3)
+        self.slowest_write_seconds = max(self.slowest_write_seconds, seconds)
         self.write_rows.append(rows)
         self.rows += rows
         self.writes += 1

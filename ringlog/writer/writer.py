@@ -88,7 +88,7 @@ class Writer:
                     self.statistics.tick_ms.append((now - last_tick) * 1e3)
                     last_tick = now
                     self._tick()
-                    self._adapt(time.monotonic() - now)
+                    self._adapt()
                     next_tick = max(now + self._interval, time.monotonic())
                 elif self._is_above_high_water():
                     self._drain_all()
@@ -246,19 +246,18 @@ class Writer:
             self._board.refuse(reason)
             logger.warning("board says %s", reason.name.lower())
 
-    def _adapt(self, seconds: float) -> None:
-        """A tick that takes longer than the interval stretches it, up to 1 s; quick ticks bring it back."""
+    def _adapt(self) -> None:
+        """A write that takes longer than the interval stretches it, up to 1 s; quick ones bring it back."""
+        slowest, self.statistics.slowest_write_seconds = self.statistics.slowest_write_seconds, 0.0
         before = self._interval
-        if seconds > before:
+        if slowest > before:
             self._interval = min(before * 2, max(INTERVAL_SECONDS_MAX, self._base_interval))
             logger.warning(
-                "tick took %.0f ms interval_ms=%.0f was=%.0f", seconds * 1e3, self._interval * 1e3, before * 1e3
+                "write took %.0f ms interval_ms=%.0f was=%.0f", slowest * 1e3, self._interval * 1e3, before * 1e3
             )
-        elif seconds < before / 4 and before > self._base_interval:
+        elif slowest < before / 4 and before > self._base_interval:
             self._interval = max(before / 2, self._base_interval)
-            logger.info(
-                "tick took %.0f ms interval_ms=%.0f was=%.0f", seconds * 1e3, self._interval * 1e3, before * 1e3
-            )
+            logger.info("writes are quick interval_ms=%.0f was=%.0f", self._interval * 1e3, before * 1e3)
 
     def _report(self) -> None:
         if self._delivery.is_open("performance_metrics") and self._delivery.has_room:

@@ -1,0 +1,145 @@
+"""Damaged lanes: refused by name, left untouched, and no other lane pays for them."""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from lane_samples import Drained, Sample, text_of
+
+from ringlog import Producer
+from ringlog.errors import SegmentRefused
+from ringlog.lanes.claims import cards, claim
+from ringlog.lanes.instance import Instance
+from ringlog.lanes.readers import LaneReader
+from ringlog.lanes.segments import attach_segment
+from ringlog.layout import HEAD_OFFSET, LAYOUT_OFFSET, STATE_OFFSET, TAIL_OFFSET
+from ringlog.records import layout_of
+from ringlog.ring import store
+from ringlog.settings import Settings
+
+LAYOUT = layout_of(Sample)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="segments are files only on Linux")
+
+
+def damaged_layout(name: str) -> bytes:
+    """The sample's layout as JSON, with one thing wrong that a decoder must not be given."""
+    layout = msgspec.json.decode(LAYOUT.to_json())
+    number, text, stamp = layout["fields"]
+    changes = {
+        "offset": lambda: number.update(offset=layout["slot_bytes"] - 4),
+        "width": lambda: number.update(width_bytes=1),
+        "no limits": lambda: number.update(minimum=None),
+        "huge limits": lambda: number.update(maximum=2**80),
+        "wide text": lambda: text.update(width_bytes=60_000, offset=16),
+        "name": lambda: number.update(name="Not a column"),
+        "reserved": lambda: number.update(name="lane"),
+        "twice": lambda: number.update(name="text"),
+        "table": lambda: layout.update(table="samples; drop table trades"),
+        "slot": lambda: layout.update(slot_bytes=8),
+        "no timestamp": lambda: stamp.update(kind=2, minimum=0, maximum=1),
+        "no fields": lambda: layout.update(fields=[]),
+        "kind": lambda: number.update(kind=17),
+    }
+    if name == "no JSON":
+        return b"{" * 40
+    changes[name]()
+    return msgspec.json.encode(layout)
+
+
+LAYOUT_DAMAGE = ["offset", "width", "no limits", "huge limits", "wide text", "name", "reserved", "twice", "table",
+                 "slot", "no timestamp", "no fields", "kind", "no JSON"]  # fmt: skip
+HEADER_DAMAGE = {
+    "magic": (0, b"GARBAGE!"),
+    "version": (8, struct.pack("=I", 2)),
+    "slot bytes": (12, struct.pack("=I", 64)),
+    "capacity": (16, struct.pack("=Q", 3)),
+    "capacity beyond the segment": (16, struct.pack("=Q", 1 << 40)),
+    "another lane": (24, struct.pack("=Q", 77)),
+    "slots offset": (84, struct.pack("=I", 64)),
+    "layout bytes": (88, struct.pack("=Q", 1 << 30)),
+    "no layout bytes": (88, struct.pack("=Q", 0)),
+    "head": (HEAD_OFFSET, struct.pack("=Q", 1 << 50)),
+    "tail": (TAIL_OFFSET, struct.pack("=Q", 1 << 50)),
+    "all": (0, bytes(range(1, 256)) * 4),
+}
+
+
+@linux
+@pytest.mark.parametrize("damage", [*HEADER_DAMAGE, *LAYOUT_DAMAGE])
+def test_damaged_lanes_are_refused_untouched(
+    lane_settings: Settings, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lane whose header or layout is not sound is refused with got and wanted, left as it is, and costs no other."""
+    instance = Instance(lane_settings).open()
+    lane = claim(instance, LAYOUT)
+    with Producer([Sample], settings=lane_settings) as producer:
+        assert producer.appender(Sample).append(7, text_of(7))
+    if damage in HEADER_DAMAGE:
+        at, wrong = HEADER_DAMAGE[damage]
+        lane.memory[at : at + len(wrong)] = wrong
+    else:
+        text = damaged_layout(damage)
+        lane.memory[LAYOUT_OFFSET : LAYOUT_OFFSET + len(text)] = text
+        lane.memory[88:96] = struct.pack("=Q", len(text))
+    path = Path("/dev/shm") / lane.card.segment  # noqa: S108
+    before = path.read_bytes()
+    drained = Drained(lane_settings)
+    for _ in range(3):
+        assert drained.numbers() == [7]
+        drained.directory.adopt()
+    assert "wanted" in drained.directory.refused[lane.card.lane]
+    assert lane.card.segment in drained.directory.refused[lane.card.lane]
+    assert path.read_bytes() == before
+    assert len([record for record in caplog.records if "lane refused" in record.message]) == 1
+    lane.close()
+
+
+@linux
+def test_a_segment_cut_short(lane_settings: Settings) -> None:
+    """A segment smaller than its header says is refused before any slot is touched."""
+    instance = Instance(lane_settings).open()
+    lane = claim(instance, LAYOUT)
+    path = Path("/dev/shm") / lane.card.segment  # noqa: S108
+    os.truncate(path, 8192)
+    drained = Drained(lane_settings)
+    drained.drain()
+    assert "in 8192 bytes" in drained.directory.refused[lane.card.lane]
+    os.truncate(path, lane.card.size_bytes)
+    lane.close()
+
+
+@pytest.mark.parametrize("state", [3, 2**64 - 1])
+def test_a_garbage_state_word(lane_settings: Settings, state: int) -> None:
+    """A state that nobody stores is taken as RETIRED by writer and owner alike: drained, left, nothing lost."""
+    with Producer([Sample], settings=lane_settings) as producer:
+        append = producer.appender(Sample).append
+        assert append(1, text_of(1))
+        drained = Drained(lane_settings)
+        (card,) = drained.cards()
+        segment = attach_segment(card.segment)
+        store(segment.memory, STATE_OFFSET, state)
+        assert append(2, text_of(2))
+        drained.drain()
+        drained.directory.adopt()
+        assert sorted(drained.numbers()) == [1, 2]
+        assert len({row["lane"] for row in drained.rows}) == 2
+        segment.close()
+
+
+def test_a_garbage_head(lane_settings: Settings) -> None:
+    """A head that cannot belong to its tail is refused when it is looked at; no slot is read."""
+    instance = Instance(lane_settings).open()
+    lane = claim(instance, LAYOUT)
+    (card,) = cards(instance)
+    reader = LaneReader.attach(card)
+    for head in (lane.capacity + 1, 2**63):
+        store(lane.memory, HEAD_OFFSET, head)
+        with pytest.raises(SegmentRefused, match=f"got head {head} at sent 0, wanted at most {lane.capacity} apart"):
+            reader.take(10)
+    reader.close()
+    lane.close()
