@@ -93,15 +93,15 @@ def test_an_append_allocates_nothing(instance_dir: Path, state: str) -> None:
     producer.close()
 
 
-COUNTED = """
+COUNTED = (
+    f"FIXED = {FIXED!r}\nVARYING = {VARYING!r}\n"
+    + """
 import os, sys
 from ringlog import Producer
 from ringlog.records import Trade
 from ringlog.lanes.claims import open_board
 from ringlog.layout import BoardReason
 state, count = sys.argv[1], int(sys.argv[2])
-FIXED = %r
-VARYING = %r
 size = 4096 if state == "full" else 64 << 20
 producer = Producer([Trade], lane_bytes={Trade: size}).open()
 appender = producer.appender(Trade)
@@ -119,7 +119,8 @@ os.write(1, b"begin\\n")
 for _ in range(count):
     append(*VARYING)
 os.write(1, b"end\\n")
-""" % (FIXED, VARYING)
+"""
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="strace is Linux's")

@@ -1,0 +1,198 @@
+"""The writer over a sink in memory: when tails move, what a failing sink costs, who may be writer, how it stops."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+from lane_samples import Drained, Sample, child, eventually, text_of
+from oracle import Oracle, produce
+
+from ringlog import Producer
+from ringlog.errors import ServerUnavailable, WriterRunning
+from ringlog.lanes.claims import open_board
+from ringlog.records import LatencySample
+from ringlog.settings import Settings
+from ringlog.sinks import Receipt, Request
+from ringlog.sinks.memory import MemorySink
+from ringlog.writer import Writer
+
+
+class HeldSink(MemorySink):
+    """A memory sink whose confirmations and sends can be held back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.confirming = True
+        self.sent: list[tuple[str, int]] = []
+
+    def send(self, request: Request) -> Receipt:
+        self.sent.append((request.layout.table, request.rows))
+        return super().send(request)
+
+    def confirm(self, receipts: Sequence[Receipt]) -> Sequence[bool]:
+        return super().confirm(receipts) if self.confirming else [False] * len(receipts)
+
+
+@contextlib.contextmanager
+def writing(settings: Settings, sink: MemorySink) -> Iterator[Writer]:
+    """A writer on a thread of its own, stopped in the end."""
+    writer = Writer(settings, sink)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            writer.run()
+        except WriterRunning as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield writer
+    finally:
+        writer.stop()
+        thread.join()
+
+
+def tails(settings: Settings) -> list[tuple[int, int]]:
+    """Head and tail of every lane."""
+    drained = Drained(settings)
+    drained.directory.refresh()
+    try:
+        return [(lane.head, lane.tail) for lane in drained.directory.lanes.values()]
+    finally:
+        drained.directory.close()
+
+
+def test_everything_arrives(lane_settings: Settings) -> None:
+    """Records of several types, lanes and ticks arrive once each, and the tails follow the heads."""
+    sink = HeldSink()
+    with Producer([Sample, LatencySample], settings=lane_settings) as producer, writing(lane_settings, sink):
+        sample, latency = producer.appender(Sample), producer.appender(LatencySample)
+        for number in range(1000):
+            assert sample.append(number, text_of(number))
+            assert latency.append("s", "o", float(number))
+            if number % 250 == 0:
+                eventually(lambda: len(sink.rows(Sample)) == sample.accepted, "the samples")
+        eventually(lambda: tails(lane_settings) == [(1000, 1000)] * 2, "the tails")
+    assert sorted(row["number"] for row in sink.rows(Sample)) == list(range(1000))
+    assert sorted(row["latency_us"] for row in sink.rows(LatencySample)) == [float(number) for number in range(1000)]
+
+
+def test_a_tail_waits_for_the_confirmation(lane_settings: Settings) -> None:
+    """Rows that were acknowledged but are not confirmed stay in the lane; with the confirmation the tail moves."""
+    sink = HeldSink()
+    sink.confirming = False
+    with Producer([Sample], settings=lane_settings) as producer, writing(lane_settings, sink):
+        for number in range(10):
+            assert producer.appender(Sample).append(number, text_of(number))
+        eventually(lambda: len(sink.rows(Sample)) == 10, "the rows")
+        assert tails(lane_settings) == [(10, 0)]
+        sink.confirming = True
+        eventually(lambda: tails(lane_settings) == [(10, 10)], "the tail")
+    assert sum(rows for _, rows in sink.sent) == 10
+
+
+def test_a_failing_sink_loses_nothing(lane_settings: Settings) -> None:
+    """While the sink fails nothing is lost; afterwards every record is there once."""
+    sink = HeldSink()
+    sink.available = False
+    with Producer([Sample], settings=lane_settings) as producer, writing(lane_settings, sink):
+        append = producer.appender(Sample).append
+        accepted = [number for number in range(2000) if append(number, text_of(number))]
+        eventually(lambda: sink.sent, "the first try")
+        sink.available = True
+        accepted += [number for number in range(2000, 2100) if append(number, text_of(number))]
+        eventually(lambda: len(sink.rows(Sample)) == len(accepted), "all rows")
+    assert sorted(row["number"] for row in sink.rows(Sample)) == accepted
+
+
+def test_a_writer_that_was_taken_over(lane_settings: Settings) -> None:
+    """Once another writer has taken the lease's epoch, the old one moves no tail any more."""
+    sink = HeldSink()
+    sink.confirming = False
+    with Producer([Sample], settings=lane_settings) as producer, writing(lane_settings, sink) as writer:
+        assert producer.appender(Sample).append(1, text_of(1))
+        eventually(lambda: sink.rows(Sample), "the row")
+        open_board(producer.instance).take_over()
+        sink.confirming = True
+        writer.stop()
+        eventually(lambda: not any(t.name == "ringlog-send_0" for t in threading.enumerate()), "the writer's end")
+        assert tails(lane_settings) == [(1, 0)]
+
+
+def test_a_second_writer_names_the_first(lane_settings: Settings) -> None:
+    """A second writer of the instance is refused by name of the holder, and the first goes on."""
+    script = """
+from ringlog.settings import Settings
+from ringlog.sinks.memory import MemorySink
+from ringlog.writer import Writer
+import os, sys
+writer = Writer(Settings.from_environment(), MemorySink())
+print(os.getpid(), flush=True)
+sys.stdin.readline()
+"""
+    with child(lane_settings, script, prelude="") as first:
+        pid = first.line()
+        with pytest.raises(WriterRunning, match=rf"got a writer running already \(pid={pid} since=.*\), wanted none"):
+            Writer(lane_settings, MemorySink())
+        first.go_on()
+        first.ended()
+    sink = HeldSink()
+    with writing(lane_settings, sink), Producer([Sample], settings=lane_settings) as producer:
+        assert producer.appender(Sample).append(1, text_of(1))
+        eventually(lambda: sink.rows(Sample), "a row after the first writer's end")
+
+
+def test_early_at_the_high_water_mark(lane_settings: Settings) -> None:
+    """A lane past its mark is drained before the interval is over."""
+    settings = msgspec.structs.replace(lane_settings, drain_interval_ms=600_000)
+    sink = HeldSink()
+    with Producer([Sample], settings=settings, lane_bytes={Sample: 16384}) as producer, writing(settings, sink):
+        appender = producer.appender(Sample)
+        deadline_rows = 16384 // appender.layout.slot_bytes
+        eventually(lambda: sink.sent or (appender.append(0, text_of(0)) and False), "an early drain")
+        assert appender.accepted <= deadline_rows or sink.sent
+
+
+def test_stop_delivers_what_was_accepted(lane_settings: Settings) -> None:
+    """A stop drains first: all that was accepted before it is stored when run() returns."""
+    settings = msgspec.structs.replace(lane_settings, drain_interval_ms=600_000)
+    sink = HeldSink()
+    with Producer([Sample], settings=settings) as producer:
+        appender = producer.appender(Sample)
+        with writing(settings, sink):
+            accepted = sum(appender.append(number, text_of(number)) for number in range(500))
+        assert len(sink.rows(Sample)) == accepted == 500
+
+
+def test_killed_producers_lose_nothing(lane_settings: Settings, tmp_path: Path) -> None:
+    """Producers killed with -9 while they append: accepted ⊆ stored ⊆ attempted, payloads equal, keys unique."""
+    sink = HeldSink()
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    with writing(lane_settings, sink):
+        for producer in range(1, 5):
+            before = len(sink.rows(Sample))
+            with child(lane_settings, produce(logs, producer)) as process:
+                assert process.line() == "go"
+                eventually(lambda seen=before: len(sink.rows(Sample)) > seen + 300, "rows")  # type: ignore[misc]
+                process.kill()
+        drained = Drained(lane_settings)
+        eventually(lambda: not drained.cards(), "the lanes to be removed")
+    verdict = Oracle(logs).judge((row["number"], row["text"], row["lane"], row["seq"]) for row in sink.rows(Sample))
+    assert verdict.holds, verdict
+    assert verdict.accepted > 1000
+
+
+def test_unavailable_is_an_error_of_ringlog() -> None:
+    """What the memory sink raises while it is unavailable is what a server's outage raises."""
+    sink = MemorySink()
+    sink.available = False
+    with pytest.raises(ServerUnavailable):
+        sink.confirm([])
