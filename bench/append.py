@@ -23,10 +23,13 @@ from ringlog import Producer
 from ringlog.layout import Refused
 from ringlog.records import Trade, defaults_of, layout_of
 from ringlog.ring import IMPLEMENTATION, new_appender, new_ring, store
+from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 from ringlog.validation import Coercion
 
 ROUNDS = 5
+# Calls/s, of which half are appends, and records/s that another producer appends beside them.
+PACES = ((20_000, 1), (1_000, 9_500), (20_000, 90_000))
 TAIL_OFFSET = 384
 Timed = Callable[[list[tuple[Any, ...]]], float]
 
@@ -151,19 +154,20 @@ def paced_rounds(settings: Settings, rate: float, beside_rate: float, seconds: f
     """`paced` with the writer draining and another producer that appends `beside_rate` records/s: median of rounds."""
     with beside(settings, {"Trade": beside_rate}), Producer([Trade], settings=settings) as producer:
         append = producer.appender(Trade).append
-        paced(append, rate, 0.2)
+        paced(append, rate, seconds / ROUNDS)  # warm
         rounds = [paced(append, rate, seconds / ROUNDS) for _ in range(ROUNDS)]
-        refused = producer.appender(Trade).refused()
+        if any(producer.appender(Trade).refused().values()):
+            raise RuntimeError(f"appends were refused: {producer.appender(Trade).refused()}")
     found: dict[str, Any] = {
         at: statistics.median(round_[at] for round_ in rounds)
         for at in ("clock_ns", "ratio_p50", "ratio_p99", "ratio_p999", "ratio_max")
     }
     for name in ("append", "floor"):
         found[name] = {at: statistics.median(round_[name][at] for round_ in rounds) for at in rounds[0][name]}
-    return {**found, "refused": refused}
+    return found
 
 
-def run(tiny: bool = False) -> Result:
+def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
     records = trades(1000)
     batches = 3 if tiny else 200
     all_fields = batched((*FIELDS, "timestamp"), {}, [(*record, None) for record in records], batches)
@@ -177,10 +181,9 @@ def run(tiny: bool = False) -> Result:
         Figure(name="18 fields, batched", value=all_fields["append_ns"], unit="ns"),
         Figure(name="bound, 8 fields, batched", value=bound["append_ns"], unit="ns"),
     ]
-    seconds = 1.0 if tiny else 10.0
-    with server() as questdb:
-        # Half of the calls are appends: 10,000 records/s in all, with what is appended beside them.
-        for rate, rest in ((20_000, 1), (1_000, 9_500), (20_000, 90_000)):
+    seconds = 0.1 if tiny else 10.0
+    with server(running) as questdb:
+        for rate, rest in PACES[:1] if tiny else PACES:
             with instance(questdb) as settings:
                 found = details[f"paced_{rate}_beside_{rest}"] = paced_rounds(settings, rate, rest, seconds)
             heavy = rest > 10_000

@@ -46,7 +46,7 @@ class Result(msgspec.Struct, kw_only=True):
 
 
 def shown(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 or value % 1 == 0 else f"{value:.3g}"
 
 
 def percentiles(samples: Sequence[float]) -> dict[str, float]:

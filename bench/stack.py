@@ -49,9 +49,9 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[QuestDBServer]:
-    """QuestDB with the platform's tables, in a directory of its own."""
-    with QuestDBServer() as questdb:
+def server(running: QuestDBServer | None = None) -> Iterator[QuestDBServer]:
+    """QuestDB with the platform's tables, in a directory of its own, unless one that runs is given."""
+    with contextlib.nullcontext(running) if running else QuestDBServer() as questdb:
         migrate(Settings(**questdb.settings()), [layout_of(record) for record in PLATFORM_RECORDS])
         yield questdb
 
@@ -68,14 +68,13 @@ def instance(questdb: QuestDBServer, **options: Any) -> Iterator[Settings]:
             try:
                 wait_for(lambda: process.poll() is not None or writer_status(settings), "status of the writer")
                 yield settings
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise RuntimeError(f"the writer ended with status {process.returncode}: {log.read().decode()}")
             finally:
-                ended = process.poll()
                 process.send_signal(signal.SIGTERM)
                 process.wait(TIMEOUT_SECONDS)
                 remove_instance(Instance(settings))
-                if ended is not None:
-                    log.seek(0)
-                    sys.stderr.write(log.read().decode())
 
 
 def writer_status(settings: Settings) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def trades(count: int, seed: int = 1) -> list[tuple[Any, ...]]:
                 rng.choice(traders), "paper", rng.choice(("buy", "sell")), rng.choice(("SOL", "JUP", "BONK")), "USDC",
                 amount, amount * price, price, 5000 + rng.randrange(5000), rng.randrange(1, 100_000),
                 0.001, rng.random() / 500, rng.choice(("protected", "at_risk")), rng.random() < 0.5,
-                0.0, "".join(rng.choices(_BASE58, k=88)), '{"route":"%s","hops":%d}' % (rng.choice("abcd"), rng.randrange(4)),
+                0.0, "".join(rng.choices(_BASE58, k=88)),
+                f'{{"route":"{rng.choice("abcd")}","hops":{rng.randrange(4)}}}',
             )
         )  # fmt: skip
     return found

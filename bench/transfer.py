@@ -25,6 +25,7 @@ from ringlog.decode import Decoder
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import LaneDirectory, remove_instance
 from ringlog.records import Trade, layout_of
+from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
 ROUNDS = 5
@@ -81,7 +82,7 @@ def ringlog(count: int) -> float:
 CONTENDERS = {"ringlog": ringlog}
 
 
-def run(tiny: bool = False) -> Result:
+def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:  # noqa: ARG001 (no server needed)
     count = 20_000 if tiny else 2_000_000
     calls = {name: lambda contender=contender: count / contender(count) for name, contender in CONTENDERS.items()}
     found = interleaved(calls, 1 if tiny else ROUNDS)

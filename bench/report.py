@@ -1,0 +1,105 @@
+"""Runs the benchmarks one after another and writes docs/performance.md: `python -m bench.report [NAME ...]`.
+
+Results are kept in build/bench/, so that a run of one benchmark leaves the others' figures in the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from bench.figures import Figure, Result, shown
+
+MAIN_PATH = ("append", "transfer", "whole_path", "freshness", "startup")
+RESULTS = Path("build/bench")
+PAGE = Path("docs/performance.md")
+
+INTRODUCTION = """# Performance
+
+Written by `./scripts/bench`: don't edit it, run it again. Ratios are medians of five rounds in which the contenders
+take turns, so that whatever else the machine does meets all of them alike; absolute figures are this machine's.
+
+"Empty call" is an empty Python function called with the same arguments. Batched timing measures a loop over records
+that differ; the ratio is (append - clock) / (empty call - clock), where the loop itself, which both contain, is not
+taken off: the line "loop subtracted too" takes it off as well. Paced timing measures each call by itself and takes off
+what two readings of the clock cost. "Until applied" ends when a query counts every row.
+"""
+
+
+class Kept(msgspec.Struct):
+    """A result with when and where it was measured."""
+
+    result: Result
+    machine: str
+    measured: str
+    load_before: float
+
+
+def machine() -> str:
+    """The processor, as the system names it, cores and versions."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    return (
+        f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    )
+
+
+def measured(name: str, extra: list[str]) -> Kept:
+    load = os.getloadavg()[0]
+    command = [sys.executable, "-m", f"bench.{name}", "--json", *extra]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    result = msgspec.json.decode(output, type=Result)
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return Kept(result, machine(), now, load)
+
+
+def row(figure: Figure) -> str:
+    verdict = f"**{figure.verdict}**" if figure.verdict == "not met" else figure.verdict
+    return f"| {figure.name} | {shown(figure.value)} {figure.unit} | {figure.bar} | {verdict} |".replace("  ", " ")
+
+
+def section(kept: Kept) -> str:
+    result = kept.result
+    lines = [f"## {result.what}", ""]
+    lines += [f"`python -m bench.{result.benchmark}`; {kept.measured}, load average before: {kept.load_before:.1f}", ""]
+    lines += ["| figure | measured | bar | |", "|---|---:|---|---|", *map(row, result.figures), ""]
+    notes = Path("bench/notes") / f"{result.benchmark}.md"
+    if notes.exists():
+        lines += [notes.read_text().strip(), ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(MAIN_PATH), help=f"of {', '.join(MAIN_PATH)}")
+    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes; the page is not written")
+    arguments = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in arguments.names:
+        print(f"bench.{name} ...", file=sys.stderr, flush=True)
+        kept = measured(name, ["--tiny"] if arguments.tiny else [])
+        print(section(kept))
+        if not arguments.tiny:
+            (RESULTS / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(kept)))
+    if not arguments.tiny:
+        found = [RESULTS / f"{name}.json" for name in MAIN_PATH]
+        pages = [msgspec.json.decode(path.read_bytes(), type=Kept) for path in found if path.exists()]
+        where = f"Measured on {pages[-1].machine}.\n"
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text("\n".join([INTRODUCTION, where, *map(section, pages)]))
+
+
+if __name__ == "__main__":
+    main()
