@@ -55,7 +55,7 @@ class EmbeddedServer:
         *,
         ports: Mapping[str, int] | None = None,
         detached: bool = False,
-        ready_timeout_s: float = 60.0,
+        ready_timeout_s: float = 120.0,
         stop_timeout_s: float = 10.0,
     ) -> None:
         if sys.platform == "win32":

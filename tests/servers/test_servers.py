@@ -78,6 +78,7 @@ SERVERS = [
 ]
 
 
+@pytest.mark.timeout(300)  # three starts of a JVM: 8 s of CPU each, more by the clock on a busy machine
 @pytest.mark.parametrize(("kind", "write", "read"), SERVERS)
 def test_killed_server_comes_back_with_its_data(
     kind: type[EmbeddedServer],
