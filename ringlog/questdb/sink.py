@@ -43,10 +43,10 @@ class _Verified:
 class QuestdbSink:
     """Sends batches to QuestDB and says when their rows are applied; see `ringlog.sinks.contract.Sink`.
 
-    An acknowledgement alone is not trusted. After each one the table must still have the id under which its schema
-    was verified, its sequencer must have moved on, and none of the transactions since may have changed its schema;
-    the rows are applied once the table's writer has reached the sequencer's transaction seen then, which is ours or
-    a later one.
+    An acknowledgement alone is not trusted: the rows may have gone into a table that was dropped a moment ago. After
+    each one the table must still have the id under which its schema was verified, its sequencer must have moved on,
+    and none of the transactions since may have changed its schema; the rows are applied once the table's writer has
+    reached the sequencer's transaction seen then, which is ours or a later one.
 
     Every call is bounded: connecting takes at most 2 s, each question `request_timeout_ms`, a request the same (about
     three times that for 10 MB), waiting for a logged schema change 2 s. `encode` may run on one thread while `send`
@@ -56,11 +56,13 @@ class QuestdbSink:
     def __init__(self, settings: Settings) -> None:
         """Checks the settings; the server is first asked by `verify` or `send`. Raises ConfigurationError."""
         self._conf = client_conf(settings)
-        self._sender = open_sender(self._conf, settings.request_timeout_ms)
+        self._request_timeout_ms = settings.request_timeout_ms
+        self._sender = open_sender(self._conf, self._request_timeout_ms)
         self.connection = Connection.from_settings(settings)
         self._frames = FrameBuilder()
         self._unused: list[Any] = [self._sender.new_buffer() for _ in range(REQUESTS_HELD_MAX)]
         self._verified: dict[str, _Verified] = {}
+        self._written_ids: dict[str, int] = {}  # the tables that the sender's connections have written to
         self._resumed_s: dict[str, float] = {}
         self._warned_generation = 0
 
@@ -89,16 +91,23 @@ class QuestdbSink:
 
     def send(self, request: Request) -> Receipt:
         verified = self._verified_now(request.layout)
+        table = request.layout.table
+        if self._written_ids.setdefault(table, verified.table_id) != verified.table_id:
+            # The server keeps a table's writer with each HTTP connection: after the table was dropped and made again
+            # it takes the next request on an old connection into the dropped one, and acknowledges it.
+            old, self._sender = self._sender, open_sender(self._conf, self._request_timeout_ms)
+            old.close(flush=False)
+            self._written_ids = {table: verified.table_id}
         try:
             self._sender.flush(request.body, clear=False)
         except QuestDBError as error:
             # Whether the rows arrived may be unknown: whoever sends them again does so to a table checked anew.
-            self._verified.pop(request.layout.table, None)
+            self._verified.pop(table, None)
             raise mapped(error, self._conf) from None
         try:
             status = self._acknowledged(verified)
         except BaseException:
-            self._verified.pop(request.layout.table, None)
+            self._verified.pop(table, None)
             raise
         verified.sequenced = status.sequenced
         return Receipt(status.table, request.rows, status.id, status.sequenced)

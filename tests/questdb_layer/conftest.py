@@ -3,11 +3,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from questdb_batches import fresh_layout
+from questdb_batches import fresh_layout, wait_until
 
 from ringlog.questdb import tables
 from ringlog.questdb.sink import QuestdbSink
 from ringlog.records import RecordLayout
+from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
 
@@ -26,3 +27,38 @@ def layout(sink: QuestdbSink) -> Iterator[RecordLayout]:
     tables.apply(sink.connection, layout, tables.needed(sink.connection, layout))
     yield layout
     sink.connection.execute(f'drop table if exists "{layout.table}"')
+
+
+@pytest.fixture(scope="package")
+def own_server() -> Iterator[QuestDBServer]:
+    """A QuestDB of this folder alone, to be stopped and killed; dev mode, so that tables can be suspended by SQL."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QDB_DEV_MODE_ENABLED", "true")
+        with QuestDBServer() as server:
+            yield server
+
+
+@pytest.fixture
+def own_settings(own_server: QuestDBServer) -> Iterator[Settings]:
+    """Settings that lead to `own_server`, which is up and answers again when the test is over."""
+    settings = Settings(**own_server.settings(), request_timeout_ms=500)
+    yield settings
+    own_server.continue_signal()
+    own_server.start()
+    wait_until(own_server.answers, "the server answers")
+
+
+@pytest.fixture
+def own_sink(own_settings: Settings) -> Iterator[QuestdbSink]:
+    """A sink to `own_server`."""
+    sink = QuestdbSink(own_settings)
+    yield sink
+    sink.close()
+
+
+@pytest.fixture
+def own_layout(own_sink: QuestdbSink) -> RecordLayout:
+    """A table of every kind on `own_server`."""
+    layout = fresh_layout()
+    tables.apply(own_sink.connection, layout, tables.needed(own_sink.connection, layout))
+    return layout
