@@ -20,6 +20,7 @@ _Result = TypeVar("_Result")
 
 # Older servers may corrupt storage when identical rows are written again under DEDUP (questdb#6359).
 VERSION_MIN = (9, 2, 2)
+_VERSION_MIN_TEXT = ".".join(map(str, VERSION_MIN))
 DATABASE = "qdb"
 # The least that libpq's rules allow for connecting.
 CONNECT_TIMEOUT_S = 2
@@ -93,10 +94,12 @@ class Connection:
                 cursor = connection.execute(sql, parameters or None)
                 return cursor.fetchall() if cursor.description else []
             except psycopg.Error as error:
-                if connection.closed or _is_broken(error):
-                    self._drop()
-                    raise ServerUnavailable(f"{self._server}: {_reason(error)}") from None
-                raise QueryError(f"{self._server}: {_reason(error)}") from None
+                is_broken, reason = connection.closed or _is_broken(error), _reason(error)
+            # Raised out here: psycopg's own error holds the password, and an error keeps the one it was raised under.
+            if is_broken:
+                self._drop()
+                raise ServerUnavailable(f"{self._server}: {reason}")
+            raise QueryError(f"{self._server}: {reason}")
 
     def close(self) -> None:
         with self._lock:
@@ -105,28 +108,31 @@ class Connection:
     def _connected(self) -> _Bounded:
         if self._open is not None and not self._open.closed:
             return self._open
+        connection = self._connect()
+        connection.deadline = time.monotonic() + self._timeout_s
+        build = reason = ""
         try:
-            connection = _Bounded.connect(password=self._password.reveal() or None, **self._options)
+            build = str((connection.execute("select build()").fetchone() or [""])[0])
         except psycopg.Error as error:
             reason = _reason(error)
-            if "password" in reason or "authentication" in reason:
-                raise ServerRefused(f"{self._server}: refused user {self._options['user']!r} ({reason})") from None
-            raise ServerUnavailable(f"{self._server}: {reason}") from None
-        connection.deadline = time.monotonic() + self._timeout_s
-        try:
-            row = connection.execute("select build()").fetchone()
-        except psycopg.Error as error:
+        if reason or not _is_new_enough(build):
             connection.close()
-            raise ServerUnavailable(f"{self._server}: {_reason(error)}") from None
-        try:
-            require_version(str(row[0] if row else ""))
-        except ServerTooOld as error:
-            connection.close()
-            raise ServerTooOld(f"{self._server}: {error}") from None
+            if reason:
+                raise ServerUnavailable(f"{self._server}: {reason}")
+            raise ServerTooOld(f"{self._server}: got {build[:80]!r}, wanted QuestDB {_VERSION_MIN_TEXT} or newer")
         self._open = connection
         self.generation += 1
         _logger.info("connected server=%r generation=%d", self._server, self.generation)
         return connection
+
+    def _connect(self) -> _Bounded:
+        try:
+            return _Bounded.connect(password=self._password.reveal() or None, **self._options)
+        except psycopg.Error as error:
+            reason = _reason(error)
+        if "password" in reason or "authentication" in reason:
+            raise ServerRefused(f"{self._server}: refused user {self._options['user']!r} ({reason})")
+        raise ServerUnavailable(f"{self._server}: {reason}")
 
     def _drop(self) -> None:
         if self._open is not None:
@@ -134,14 +140,10 @@ class Connection:
             self._open = None
 
 
-def require_version(build: str) -> None:
-    """Raises ServerTooOld unless `build`, the answer of `select build()`, names QuestDB 9.2.2 or newer."""
+def _is_new_enough(build: str) -> bool:
+    """Whether `build`, the answer of `select build()`, names QuestDB 9.2.2 or newer."""
     found = re.search(r"QuestDB (?:\w+ )?(\d+)\.(\d+)\.(\d+)", build)
-    wanted = ".".join(map(str, VERSION_MIN))
-    if not found:
-        raise ServerTooOld(f"got {build[:80]!r} for its version, wanted QuestDB {wanted} or newer")
-    if tuple(int(part) for part in found.groups()) < VERSION_MIN:
-        raise ServerTooOld(f"got QuestDB {'.'.join(found.groups())}, wanted {wanted} or newer")
+    return found is not None and tuple(int(part) for part in found.groups()) >= VERSION_MIN
 
 
 def _is_broken(error: psycopg.Error) -> bool:

@@ -33,9 +33,10 @@ def open_sender(conf: ClientConf, request_timeout_ms: int) -> Sender:
             conf.text, **{name: value for name, value in wanted.items() if name not in conf.options}
         )
         sender.establish()  # type: ignore[no-untyped-call]
+        return sender
     except (QuestDBError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"{conf.source}: {conf.without_secrets(str(error))}") from None
-    return sender
+        reason = conf.without_secrets(str(error))
+    raise ConfigurationError(f"{conf.source}: {reason}")
 
 
 def mapped(error: QuestDBError, conf: ClientConf) -> RinglogError:

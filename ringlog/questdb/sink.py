@@ -172,11 +172,12 @@ class QuestdbSink:
 
     def _is_applied(self, receipt: Receipt, status: TableStatus | None) -> bool:
         if status is None or status.id != receipt.table_id:
-            self._verified.pop(receipt.table, None)
-            _logger.error(
-                "table replaced before rows were applied table=%s got_id=%s wanted_id=%d rows=%d",
-                receipt.table, status and status.id, receipt.table_id, receipt.rows,
-            )  # fmt: skip
+            if self._verified.pop(receipt.table, None):
+                got = status.id if status else "none"
+                _logger.error(
+                    "table replaced before rows were applied table=%s got_id=%s wanted_id=%d",
+                    *(receipt.table, got, receipt.table_id),
+                )
             return False
         if status.is_suspended:
             self._resume(receipt.table)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from questdb_batches import fresh_layout, wait_until
 
@@ -11,11 +12,14 @@ from ringlog.records import RecordLayout
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
+# A machine that runs other things beside the tests may take longer than a writer would wait.
+PATIENT_MS = 15_000
+
 
 @pytest.fixture
 def sink(settings: Settings) -> Iterator[QuestdbSink]:
     """A sink to the session's QuestDB."""
-    sink = QuestdbSink(settings)
+    sink = QuestdbSink(msgspec.structs.replace(settings, request_timeout_ms=PATIENT_MS))
     yield sink
     sink.close()
 
@@ -41,7 +45,7 @@ def own_server() -> Iterator[QuestDBServer]:
 @pytest.fixture
 def own_settings(own_server: QuestDBServer) -> Iterator[Settings]:
     """Settings that lead to `own_server`, which is up and answers again when the test is over."""
-    settings = Settings(**own_server.settings(), request_timeout_ms=500)
+    settings = Settings(**own_server.settings(), request_timeout_ms=PATIENT_MS)
     yield settings
     own_server.continue_signal()
     own_server.start()
