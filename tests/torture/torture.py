@@ -222,7 +222,8 @@ def torture(seconds: float, seed: int, plant: str, producers: int, rate: float) 
         judgement = run.finish()
         deliberate, refused, longest_ns = run.refusals()
         report: dict[str, object] = {
-            "seed": seed, "seconds": seconds, "plant": plant or None, "kills": dict(run.kills), "faults": dict(run.faults),
+            "seed": seed, "seconds": seconds, "plant": plant or None,
+            "kills": dict(run.kills), "faults": dict(run.faults),
             **dataclasses.asdict(judgement), "refused": refused, "refused_deliberate": deliberate,
             "spool_cut_bytes": run.spool_cut_bytes, "append_ns": {"max": longest_ns}, "is_clean": judgement.is_clean,
         }  # fmt: skip
