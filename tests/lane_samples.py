@@ -19,7 +19,7 @@ from ringlog.lanes.readers import LaneDirectory
 from ringlog.records import Record, Varchar
 from ringlog.settings import Settings
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 40.0
 
 
 class Sample(Record):

@@ -111,8 +111,11 @@ class Oracle:
 
 
 # What a producing child runs after lane_samples.PRELUDE: arguments are set by `produce`.
-def produce(directory: Path, producer: int, count: int | None = None) -> str:
-    """A script that appends `count` numbered samples (or goes on until it is killed), logging for the oracle."""
+def produce(directory: Path, producer: int, count: int | None = None, rest_seconds: float = 0.01) -> str:
+    """A script that appends `count` numbered samples (or goes on until it is killed), logging for the oracle.
+
+    It rests after each block, so that a small machine spends its time on recovery rather than on rows.
+    """
     return f"""
 from pathlib import Path
 from oracle import ProducerLog, payload
@@ -120,5 +123,6 @@ log = ProducerLog(Path({str(directory)!r}), {producer})
 say("go")
 for block in log.blocks({count}):
     log.accepted([number for number in block if appender.append(number, payload(number))])
+    time.sleep({rest_seconds})
 say("done")
 """

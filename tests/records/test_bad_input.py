@@ -275,7 +275,7 @@ def test_rows_of_refuses_what_append_refuses() -> None:
 )
 @pytest.mark.parametrize("place", [0, 6000])
 def test_rows_are_checked_like_appends(field: str, value: Any, place: int) -> None:
-    """append_many takes a row exactly where append would take its values; the error names field, row, got and wanted."""
+    """append_many takes a row where append would take its values; the error names field, row, got and wanted."""
     array = rows(6001)
     check_rows(layout_of(Trade), array)
     array[field][place] = value
