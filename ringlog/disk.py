@@ -220,19 +220,24 @@ class Reserve:
         """Takes the space again once there is room; returns whether it is held. Cheap where it is."""
         if self.held:
             return True
-        descriptor = -1
         try:
             descriptor = self._directory.open_file(_RESERVE_NAME, os.O_RDWR | os.O_CREAT)
-            self._directory.system.allocate(descriptor, self._size_bytes)
-            self.held = True
+            try:
+                self._allocate(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             if error.errno not in FULL_ERRNOS:
                 raise refusal(self._directory.path / _RESERVE_NAME, error, "a writable file") from error
-            self._release(descriptor)
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
         return self.held
+
+    def _allocate(self, descriptor: int) -> None:
+        try:
+            self._directory.system.allocate(descriptor, self._size_bytes)
+            self.held = True
+        except OSError:
+            self._release(descriptor)  # a part of it helps nobody
+            raise
 
     def spend(self, action: Callable[[], T]) -> T:
         """`action()`, and where the disk is full once more with the reserve given up. Raises SpoolFull, OSError."""
@@ -255,8 +260,7 @@ class Reserve:
 
     def _release(self, descriptor: int) -> None:
         self.held = False
-        if descriptor >= 0:
-            self._directory.system.truncate(descriptor, 0)
+        self._directory.system.truncate(descriptor, 0)
 
 
 def refusal(path: Path, error: OSError, wanted: str) -> SpoolError:

@@ -6,10 +6,11 @@ directory's. (A real disk often keeps more; code that needs more is broken.)
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ringlog.disk import Chunk, System
@@ -125,6 +126,18 @@ class FaultyDisk(System):
             else:
                 (path / name).write_bytes(self._contents.get(number, b""))
                 (path / name).chmod(0o600)
+
+
+@contextlib.contextmanager
+def descriptors_closed() -> Iterator[None]:
+    """Closes what was opened inside: a process that dies has no descriptors, a test that plays its death does."""
+    before = set(os.listdir("/dev/fd"))
+    try:
+        yield
+    finally:
+        for name in set(os.listdir("/dev/fd")) - before:
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself
+                os.close(int(name))
 
 
 class QuickDisk(System):

@@ -177,10 +177,16 @@ class Reader:
     def _count_lost(self, file: SpoolFile | None, row: int, damages: list[Damage]) -> None:
         """Compares the row that follows with the row expected: the difference was lost on the way.
 
-        It belongs to the broken bytes met since the last frame, if there were some of unknown rows.
+        It belongs to the broken bytes met since the last frame, if there were some of unknown rows. A lower row says
+        that a torn frame before it was an append that failed: its records were given back to the caller.
         """
         lost = max(0, row - self.position.row)
-        self.position = Position(self.position.ordinal, max(row, self.position.row))
+        if file is not None and row < self.position.row:
+            for index, damage in enumerate(damages):
+                if damage.kind is DamageKind.TORN:
+                    damages[index] = msgspec.structs.replace(damage, spans=(), rows=0)
+        if file is not None or lost:
+            self.position = Position(self.position.ordinal, row)
         if file is not None or lost:
             for index, damage in enumerate(damages):
                 if damage.rows is None:

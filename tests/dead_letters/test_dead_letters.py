@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty_disk import Crash, FaultyDisk
+from faulty_disk import Crash, FaultyDisk, descriptors_closed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,7 +78,7 @@ def test_the_file_reads_by_itself(tmp_path: Path) -> None:
     assert file.name == f"trades.{letter['time'][:10]}.ndjson"
 
 
-TEXTS = st.one_of(st.none(), st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12))
+TEXTS = st.one_of(st.none(), st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8))
 
 
 @given(
@@ -127,6 +127,7 @@ def test_retry_sends_each_once_and_marks_what_was_delivered(tmp_path: Path) -> N
     assert store.keep(SAMPLE, refused(1)) == 0
 
 
+@descriptors_closed()
 def test_a_torn_line_costs_no_other_letter(tmp_path: Path) -> None:
     """A file cut at every byte: whole letters before the cut are there, and new ones after it are whole."""
     store = store_at(tmp_path / "letters")
@@ -145,6 +146,7 @@ def test_a_torn_line_costs_no_other_letter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("power_lost", [False, True], ids=["killed", "power-lost"])
+@descriptors_closed()
 def test_what_was_kept_survives_any_crash(tmp_path: Path, power_lost: bool) -> None:
     """A crash before each step: every letter that `keep` returned for is there, once.
 

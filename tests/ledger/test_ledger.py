@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 
 import pytest
-from faulty_disk import Crash, FaultyDisk
+from faulty_disk import Crash, FaultyDisk, descriptors_closed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -152,6 +152,7 @@ def test_other_version_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "spool/ledger").read_bytes() == sealed(b'["version",7]')
 
 
+@descriptors_closed()
 def test_each_flipped_byte_costs_one_line_and_is_told(tmp_path: Path) -> None:
     """Whatever byte flips, the other entries hold, the broken line is counted and its file kept."""
     ledger = open_ledger(tmp_path / "spool")
@@ -179,13 +180,14 @@ SPANS = st.lists(st.builds(Span, st.integers(1, 2), st.integers(0, 40), st.integ
 OPERATIONS = st.lists(st.tuples(st.sampled_from([*Term, "sync"]), SPANS), max_size=25)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     operations=OPERATIONS,
     faults=st.dictionaries(st.integers(0, 80), st.sampled_from([errno.EIO, errno.ENOSPC]), max_size=5),
     crash_at=st.integers(0, 100),
     power_lost=st.booleans(),
 )
+@descriptors_closed()
 def test_any_history(tmp_path_factory, operations, faults, crash_at, power_lost) -> None:
     """A model that keeps each record's term in a dict agrees after any history, failing calls and a crash.
 

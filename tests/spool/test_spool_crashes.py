@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from faulty_disk import Crash, FaultyDisk
+from faulty_disk import Crash, FaultyDisk, descriptors_closed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spool_batches import append, drain, keys, open_spool
 
 from ringlog.errors import SpoolError
 from ringlog.spans import Span
+from ringlog.spool import DamageKind
 
 FILE_BYTES_MAX = 20_480  # two frames a file, so that files come and go
 
@@ -27,6 +28,7 @@ class Model:
     confirmed: set[tuple[int, int]] = field(default_factory=set)
     outstanding: list[tuple[int, int]] = field(default_factory=list)
     next_seq: int = 0
+    disk_failed: bool = False
 
     def append(self, spool, rows: int) -> None:
         span = Span(7, self.next_seq, rows)
@@ -48,9 +50,14 @@ class Model:
 
     def check(self, spool) -> None:
         """After a restart: all that was acknowledged and not confirmed comes, in order; nothing unknown comes."""
-        seen, _ = drain(spool)
+        seen, damages = drain(spool)
         assert set(seen) <= set(self.attempted)
+        for damage in damages:  # only appends that never returned may be broken, and nothing was ever missing
+            assert damage.kind is not DamageKind.MISSING
+            assert not set(keys(*damage.spans)) & set(self.acknowledged)
         owed = [key for key in self.acknowledged if key not in self.confirmed]
+        if self.disk_failed:  # what a failed fsync left behind may come beside its second copy: the server folds it
+            seen = list(dict.fromkeys(seen))
         assert [key for key in seen if key in set(owed)] == owed
         assert len(seen) == len(set(seen))
 
@@ -74,6 +81,7 @@ def scenario(model: Model, path: Path, disk: FaultyDisk) -> None:
     spool.close()
 
 
+@descriptors_closed()
 def crash(tmp_path: Path, step: int, power_lost: bool) -> bool:
     """Runs the scenario up to `step`, then restarts on what is left; returns whether the step was reached."""
     disk = FaultyDisk(crash_at=step)
@@ -109,6 +117,7 @@ def test_nothing_acknowledged_is_lost_whatever_the_step(tmp_path: Path, power_lo
 
 
 @pytest.mark.parametrize("power_lost", [False, True], ids=["killed", "power-lost"])
+@descriptors_closed()
 def test_a_crash_during_recovery_changes_nothing(tmp_path: Path, power_lost: bool) -> None:
     """Dying at every step of one restart after another leaves all that is owed."""
     disk = FaultyDisk()
@@ -143,7 +152,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     operations=OPERATIONS,
     faults=st.dictionaries(st.integers(0, 120), st.sampled_from([errno.EIO, errno.ENOSPC]), max_size=6),
@@ -151,6 +160,7 @@ OPERATIONS = st.lists(
     power_lost=st.booleans(),
     short_bytes=st.sampled_from([0, 1000]),
 )
+@descriptors_closed()
 def test_any_history_keeps_what_was_acknowledged(
     tmp_path_factory, operations, faults, crash_at, power_lost, short_bytes
 ) -> None:
@@ -164,7 +174,7 @@ def test_any_history_keeps_what_was_acknowledged(
     root = tmp_path_factory.mktemp("history")
     path = root / "spool"
     path.mkdir(mode=0o700)
-    model = Model()
+    model = Model(disk_failed=bool(faults))
     spool = None
     try:
         for operation, rows in [*operations, ("append", 7)]:
