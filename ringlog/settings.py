@@ -102,6 +102,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     postgres_retry_timeout_ms: int = 10_000  # how long a call is tried again while PostgreSQL is away; 0: not at all
 
     # Redis
+    redis_sink: bool = False  # the writer also publishes trades and latest prices to Redis
     redis_host: str = "127.0.0.1"
     redis_port: int = 6379
     redis_user: str = ""

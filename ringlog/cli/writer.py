@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ringlog.settings import Settings
+from ringlog.sinks import Mirror
 
 
 @click.command("writer")
@@ -34,7 +35,21 @@ def writer(verbose: bool, **flags: Any) -> None:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     settings = Settings.from_environment(**flags)
-    process = Writer(settings, QuestdbSink(settings))
+    process = Writer(settings, QuestdbSink(settings), _mirror(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop())
     process.run()
+
+
+def _mirror(settings: Settings) -> Mirror | None:
+    if not settings.redis_sink:
+        return None
+    import msgspec
+
+    from ringlog.redis.connection import Connection
+    from ringlog.redis.sink import RedisSink
+
+    # It keeps a backoff of its own: a call that retried as well would hold up what is published after it.
+    sink = RedisSink(Connection(msgspec.structs.replace(settings, redis_retry_timeout_ms=0)))
+    sink.start()
+    return sink

@@ -93,3 +93,16 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Mirror(Protocol):
+    """A second place for what is safe already: best effort, never waited for, never part of the promise."""
+
+    def offer(self, batch: Batch, replayed: bool = False) -> None:
+        """Takes a batch whose rows are confirmed or spooled; `replayed` where it was offered when it was spooled.
+
+        Never waits and never raises; the batch's columns do not change afterwards.
+        """
+        ...
+
+    def close(self) -> None: ...

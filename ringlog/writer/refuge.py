@@ -8,7 +8,7 @@ waits for another.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ringlog.dead_letters import DeadLetters, Refused
 from ringlog.decode import Corrupt, Slots
@@ -16,7 +16,7 @@ from ringlog.errors import SpoolError
 from ringlog.lanes.readers import LaneReader
 from ringlog.ledger import Ledger, Term
 from ringlog.records import RecordLayout
-from ringlog.sinks import Batch, Span
+from ringlog.sinks import Batch, Mirror, Span
 from ringlog.sinks.bisection import RefusedRow
 from ringlog.spans import SeqSet
 from ringlog.spool import Replay, Spool
@@ -38,6 +38,15 @@ def _slot(run: Slots, seq: int, slot_bytes: int) -> bytes:
     return bytes(memoryview(run.memory)[at : at + slot_bytes])
 
 
+def _gaps(rows: Iterable[int], end: int) -> Iterator[tuple[int, int]]:
+    """The ranges of 0 to `end` between `rows`."""
+    start = 0
+    for row in [*sorted(rows), end]:
+        if start < row:
+            yield start, row
+        start = row + 1
+
+
 def _without(spans: Iterable[Span], refused: Sequence[RefusedRow]) -> list[Span]:
     if not refused:
         return list(spans)
@@ -52,7 +61,7 @@ def _without(spans: Iterable[Span], refused: Sequence[RefusedRow]) -> list[Span]
 class Refuge:
     """The spool as the writer uses it: which tables are away, what is put away for them, and the replays under way."""
 
-    def __init__(self, spool: Spool, ledger: Ledger, rows_max: int) -> None:
+    def __init__(self, spool: Spool, ledger: Ledger, rows_max: int, mirror: Mirror | None = None) -> None:
         self.spool = spool
         self._ledger = ledger
         self._letters_directory = spool.directory.subdirectory("dead_letters")
@@ -61,6 +70,7 @@ class Refuge:
         self.spooled_rows = 0
         self.replayed_rows = 0
         self._rows_max = rows_max
+        self._mirror = mirror
         self._away: set[str] = set(spool.tables())
         self._drains: dict[RecordLayout, Drain] = {}
         self._is_full = False
@@ -71,6 +81,8 @@ class Refuge:
         """Closes the spool, the dead letters and the ledger."""
         self._ledger.close()
         self._letters_directory.close()
+        if self._mirror is not None:
+            self._mirror.close()
         self.spool.close()
 
     @property
@@ -104,6 +116,9 @@ class Refuge:
                 self._stop_taking(error)
                 return safe
             self.spooled_rows += sum(run.rows for run in runs)
+            if self._mirror is not None:
+                batch, _ = self._drain(layout).decode(runs)
+                self._mirror.offer(batch)
             safe.append((lane, lane.sent))
         return safe
 
@@ -136,10 +151,19 @@ class Refuge:
             delivery.submit(batch, lambda settled: self._settle(replay, batch, settled))
 
     def _decoded(self, layout: RecordLayout, replay: Replay) -> tuple[Batch, list[Corrupt]]:
-        drain = self._drains.setdefault(layout, Drain(layout, self._rows_max))
-        return drain.decode([Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()])
+        return self._drain(layout).decode(
+            [Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()]
+        )
 
-    def settle(self, layout: RecordLayout, batch: Batch, settled: Settled, runs: Sequence[Slots]) -> bool:
+    def _drain(self, layout: RecordLayout) -> Drain:
+        drain = self._drains.get(layout)
+        if drain is None:
+            drain = self._drains[layout] = Drain(layout, self._rows_max)
+        return drain
+
+    def settle(
+        self, layout: RecordLayout, batch: Batch, settled: Settled, runs: Sequence[Slots], *, replayed: bool = False
+    ) -> bool:
         """Writes down that a batch's rows are applied, and keeps those that were refused; False where the disk failed.
 
         Only after True may a tail or a cursor pass them.
@@ -150,6 +174,9 @@ class Refuge:
         except (SpoolError, OSError) as error:
             self._stop_taking(error)
             return False
+        if self._mirror is not None:
+            for start, stop in _gaps([row.row for row in settled.refused], batch.rows):
+                self._mirror.offer(batch.take(start, stop), replayed)
         return True
 
     def _bury(self, layout: RecordLayout, refused: Sequence[RefusedRow], runs: Sequence[Slots]) -> None:
@@ -182,7 +209,7 @@ class Refuge:
 
     def _settle(self, replay: Replay, batch: Batch, settled: Settled) -> None:
         runs = [Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()]
-        if settled.error is not None or not self.settle(batch.layout, batch, settled, runs):
+        if settled.error is not None or not self.settle(batch.layout, batch, settled, runs, replayed=True):
             self.spool.rewind(replay.table)
             return
         try:

@@ -20,7 +20,7 @@ from ringlog.layout import BoardReason
 from ringlog.ledger import Ledger
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
-from ringlog.sinks import Batch, Sink
+from ringlog.sinks import Batch, Mirror, Sink
 from ringlog.spool import Spool
 from ringlog.writer.delivery import Delivery, Settle, Settled
 from ringlog.writer.drain import Drain
@@ -43,7 +43,7 @@ class Writer:
     Raises WriterRunning where another process holds the lease.
     """
 
-    def __init__(self, settings: Settings, sink: Sink) -> None:
+    def __init__(self, settings: Settings, sink: Sink, mirror: Mirror | None = None) -> None:
         self._settings = settings
         self._instance = Instance(settings).open()
         self._lease = Lease(self._instance)
@@ -60,7 +60,7 @@ class Writer:
         self._delivery = Delivery(sink, self.statistics, settings.confirm_timeout_ms / 1000)
         spool = Spool(settings.spool_path, bytes_max=settings.spool_bytes_max)
         self._ledger = Ledger(spool.directory, spool.reserve, boot_id())
-        self._refuge = Refuge(spool, self._ledger, settings.batch_rows_max)
+        self._refuge = Refuge(spool, self._ledger, settings.batch_rows_max, mirror)
         self._pressure = new_pressure(settings, self._lane_bytes)
         self._drains: dict[RecordLayout, Drain] = {}
         self._stop = threading.Event()
