@@ -22,6 +22,7 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C
 COMMANDS = {
     "dead-letters": ("ringlog.cli.dead_letters:dead_letters", "List, export and retry what the server refused."),
     "demo": ("ringlog.cli.demo:demo", "Trade a market through every part of ringlog, and check every record."),
+    "migrate": ("ringlog.cli.migrate:migrate", "Make and verify the tables of QuestDB and PostgreSQL."),
     "writer": ("ringlog.cli.writer:writer", "Drain the instance's lanes into QuestDB, in the foreground."),
     "up": ("ringlog.cli.servers:up", "Start the embedded servers in the background."),
     "down": ("ringlog.cli.servers:down", "Stop the embedded servers that `up` started."),

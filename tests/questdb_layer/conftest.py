@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from questdb_batches import fresh_layout, wait_until
+from sink_batches import fresh_layout, wait_until
 
 from ringlog.questdb import tables
 from ringlog.questdb.sink import QuestdbSink

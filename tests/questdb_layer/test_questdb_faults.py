@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import msgspec
 import pytest
-from questdb_batches import batch_of, deliver, fresh_layout, numbered, stored, wait_until
+from sink_batches import batch_of, deliver, fresh_layout, numbered, stored, wait_until
 
 from ringlog.errors import ConfigurationError, RinglogError, ServerRefused, ServerTooOld, ServerUnavailable
 from ringlog.questdb.conf import client_conf

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from questdb_batches import EPOCH_2026_US, batch_of, deliver, numbered, stored
+from sink_batches import EPOCH_2026_US, batch_of, deliver, numbered, stored
 
 from ringlog.columns import SymbolColumn
 from ringlog.questdb.sink import QuestdbSink

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from questdb_batches import Everything, fresh_layout
+from sink_batches import Everything, fresh_layout
 
 from ringlog.errors import SchemaMismatch
 from ringlog.questdb import migrations, tables
 from ringlog.questdb.connection import Connection
+from ringlog.questdb.rollups import ROLLUPS
 from ringlog.questdb.sink import QuestdbSink
 from ringlog.records import PLATFORM_RECORDS, Record, RecordLayout, layout_of
 from ringlog.settings import Settings
@@ -38,27 +39,33 @@ def test_each_sql_file_is_what_its_record_type_wants(record_type: type[Record]) 
     assert without_comments(text) == without_comments(tables.create_table(layout))
 
 
-def test_every_sql_file_belongs_to_a_record_type() -> None:
-    """There is no SQL file that no record type answers for, and each column in them has a comment."""
+def test_every_sql_file_is_applied_by_a_migration() -> None:
+    """There is no SQL file that no migration answers for, and each column of a record type's table has a comment."""
     folder = importlib.resources.files("ringlog.schemas") / "questdb"
-    files = {file.name: file.read_text() for file in folder.iterdir() if file.name.endswith(".sql")}
-    assert set(files) == {f"{record_type.__table__}.sql" for record_type in PLATFORM_RECORDS}
-    for text in files.values():
-        assert all("--" in line for line in text.splitlines() if line.startswith("    "))
+    files = {
+        file.name.removesuffix(".sql"): file.read_text() for file in folder.iterdir() if file.name != "__pycache__"
+    }
+    record_tables = {record_type.__table__ for record_type in PLATFORM_RECORDS}
+    assert set(files) == record_tables | {rollup.view for rollup in ROLLUPS} | {migrations.AUDIT_TABLE}
+    for table in record_tables:
+        assert all("--" in line for line in files[table].splitlines() if line.startswith("    "))
 
 
-def test_a_migration_makes_what_is_missing_once(settings: Settings, connection: Connection) -> None:
-    """On an empty server all built-in tables are made from their files; a second run finds nothing to do."""
+def test_a_migration_makes_what_is_missing_once(own_settings: Settings, own_sink: QuestdbSink) -> None:
+    """On an empty server everything built in is made from its file; a second run finds nothing to do."""
     layouts = [layout_of(record_type) for record_type in PLATFORM_RECORDS]
-    for layout in layouts:
-        connection.execute(f'drop table if exists "{layout.table}"')
-    checked = migrations.migrate(settings, layouts, check=True)
-    assert [len(migration.statements) for migration in checked] == [1] * len(layouts)
-    assert not set(tables.statuses(connection)) & {layout.table for layout in layouts}
-    made = migrations.migrate(settings, layouts)
-    assert made == checked
-    again = migrations.migrate(settings, layouts)
-    assert [(migration.statements, migration.problem) for migration in again] == [([], "")] * len(layouts)
+    for name in (*(rollup.view for rollup in ROLLUPS), *(layout.table for layout in layouts), migrations.AUDIT_TABLE):
+        kind = "materialized view" if name in {rollup.view for rollup in ROLLUPS} else "table"
+        own_sink.connection.execute(f'drop {kind} if exists "{name}"')
+    checked = migrations.migrate(own_settings, layouts, check=True)
+    assert {migration.name for migration in checked} == {*(layout.table for layout in layouts), migrations.AUDIT_TABLE}
+    assert all(len(migration.statements) == 1 and not migration.problem for migration in checked)
+    assert not set(tables.statuses(own_sink.connection)) & {migration.name for migration in checked}
+    made = migrations.migrate(own_settings, layouts)
+    assert all(migration.statements and not migration.problem for migration in made)
+    assert {migration.name for migration in made} >= {migration.name for migration in checked}
+    again = migrations.migrate(own_settings, layouts)
+    assert [(migration.statements, migration.problem) for migration in again] == [([], "")] * len(made)
 
 
 def test_an_added_field_becomes_a_column(connection: Connection, layout: RecordLayout) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from questdb_batches import batch_of, deliver, numbered, stored, wait_until
+from sink_batches import batch_of, deliver, numbered, stored, wait_until
 
 from ringlog.errors import SchemaMismatch, ServerRefused, ServerUnavailable
 from ringlog.questdb import tables
