@@ -108,8 +108,11 @@ class Delivery:
             self._sink.release(request)
         return receipt, time.monotonic() - started
 
-    def collect(self, timeout_seconds: float = 0.0) -> None:
-        """Waits at most that long for something to end, then settles what has failed or been confirmed."""
+    def collect(self, timeout_seconds: float = 0.0) -> bool:
+        """Waits at most that long for something to end, then settles what has failed or been confirmed.
+
+        False where nothing was under way to wait for.
+        """
         pending: list[Future[Any]] = [entry.future for entry in self._sent if not entry.future.done()]
         if self._asked is not None:
             pending.append(self._asked[0])
@@ -119,6 +122,7 @@ class Delivery:
             if entry.acknowledged_at is None and entry.future.done() and entry in self._sent:
                 self._acknowledge(entry)
         self._confirm()
+        return bool(pending)
 
     def _acknowledge(self, entry: _Sent) -> None:
         table = entry.batch.layout.table

@@ -15,6 +15,8 @@ logger = logging.getLogger("ringlog.writer")
 
 # A batch's columns and its encoded form together stay a small multiple of this.
 BATCH_BYTES_MAX = 12 * 1024 * 1024
+# A batch takes at most this part of a lane, so that the rest can fill while the batch is sent, applied and confirmed.
+LANE_PARTS = 2
 
 
 class Drain:
@@ -40,7 +42,7 @@ class Drain:
             if rows >= self._rows_max:
                 break
             try:
-                runs = lane.take(self._rows_max - rows)
+                runs = lane.take(min(self._rows_max - rows, max(lane.capacity // LANE_PARTS, 1)))
             except SegmentRefused as error:
                 logger.error("lane=%016x left alone: %s", lane.lane, error)
                 continue

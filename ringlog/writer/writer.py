@@ -92,9 +92,10 @@ class Writer:
                     next_tick = max(now + self._interval, time.monotonic())
                 elif self._is_above_high_water():
                     self._drain_all()
-                self._delivery.collect()
                 self._guard()
-                self._stop.wait(max(0.0, min(POLL_SECONDS, next_tick - time.monotonic())))
+                pause = max(0.0, min(POLL_SECONDS, next_tick - time.monotonic()))
+                if not self._delivery.collect(timeout_seconds=pause):
+                    self._stop.wait(pause)
             self._finish()
         finally:
             self.close()
