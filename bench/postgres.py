@@ -37,7 +37,7 @@ SQL = "select address, symbol, name, decimals, program, extensions from tokens w
 
 
 def run(tiny: bool) -> Result:
-    rounds, repeats = (2, 5) if tiny else (30, 60)
+    rounds, repeats = (2, 5) if tiny else (20, 40)
     with PostgresServer() as server, tempfile.TemporaryDirectory() as runtime_dir:
         settings = Settings(runtime_dir=runtime_dir, postgres_pool_size_max=CONNECTIONS, **server.settings())
         migrate(settings)
