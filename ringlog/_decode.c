@@ -119,7 +119,7 @@ static int64_t symbols_add(Symbols *symbols, const unsigned char *bytes, uint32_
         PyErr_Clear();
         return -1;
     }
-    if (symbols->arena_bytes + length > symbols->arena_room) {
+    if (!symbols->arena || symbols->arena_bytes + length > symbols->arena_room) {
         uint32_t room = (symbols->arena_room + length) * 2 + 1024;
         unsigned char *arena = PyMem_Realloc(symbols->arena, room);
         if (!arena) {

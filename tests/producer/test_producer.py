@@ -277,7 +277,11 @@ def test_appends_at_the_end_of_a_process(lane_settings: Settings, end: str) -> N
         assert process.ended() == ""
     drained = Drained(lane_settings)
     numbers = drained.numbers()
-    if end != "atexit after close":
+    too_late = {
+        "atexit after close",
+        "a finaliser at module teardown",
+    }  # the Python ring's own modules are gone by then
+    if end not in too_late or numbers:
         assert numbers == list(range(len(numbers))) or numbers == [1]
         assert numbers
     drained.until_gone()
