@@ -203,13 +203,15 @@ class DeadLetters:
                 except msgspec.DecodeError:
                     continue
 
-    def delivered_spans(self, table: str) -> list[Span]:
-        """The letters of a table that a retry delivered: for the writer to enter into the ledger as confirmed."""
-        delivered: dict[int, SeqSet] = {}
+    def delivered_spans(self) -> dict[str, list[Span]]:
+        """By table the letters that retries delivered: for the writer to enter into the ledger as confirmed."""
+        delivered: dict[str, dict[int, SeqSet]] = {}
         for line in self._retried_lines():
-            if line.table == table:
-                delivered.setdefault(line.lane, SeqSet()).add(line.seq, line.seq + 1)
-        return [Span(lane, start, end - start) for lane, members in delivered.items() for start, end in members]
+            delivered.setdefault(line.table, {}).setdefault(line.lane, SeqSet()).add(line.seq, line.seq + 1)
+        return {
+            table: [Span(lane, start, end - start) for lane, members in lanes.items() for start, end in members]
+            for table, lanes in delivered.items()
+        }
 
     def retry(
         self, letters: Iterable[tuple[DeadLetter, RecordLayout]], resend: Resend

@@ -197,6 +197,18 @@ class Ledger:
         self.sync()
         return destroyed
 
+    def enter_retried(self, table: str, delivered: Iterable[Span]) -> None:
+        """Dead letters that a retry delivered become CONFIRMED; what is no dead letter here is left as it is."""
+        parts = [
+            Span(span.lane, start, end - start)
+            for span in delivered
+            if span.lane in self._lanes
+            for start, end in self._lanes[span.lane]
+            .sets.get(Term.DEAD_LETTERS, SeqSet())
+            .within(span.first_seq, span.first_seq + span.rows)
+        ]
+        self.record(Term.CONFIRMED, table, parts)
+
     def spans(self, term: Term, table: str) -> list[Span]:
         """The records of a table that have a term, as spans; lanes that are over and settled are not listed."""
         return [

@@ -76,6 +76,8 @@ class Refuge:
         self._is_full = False
         for span in ledger.reconcile(spool.spans()):
             logger.error("spool cannot give lane=%016x seq=%d rows=%d: destroyed", span.lane, span.first_seq, span.rows)
+        for table, delivered in self._letters.delivered_spans().items():
+            ledger.enter_retried(table, delivered)
 
     def close(self) -> None:
         """Closes the spool, the dead letters and the ledger."""

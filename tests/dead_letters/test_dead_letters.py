@@ -123,7 +123,7 @@ def test_retry_sends_each_once_and_marks_what_was_delivered(tmp_path: Path) -> N
     store = store_at(tmp_path / "letters")
     assert keys(store) == [(7, 2)]
     assert keys(store, retried=True) == [(7, 1), (7, 2), (7, 3), (9, 0)]
-    assert store.delivered_spans("latencies") == [Span(7, 1, 1), Span(7, 3, 1)]
+    assert store.delivered_spans() == {"latencies": [Span(7, 1, 1), Span(7, 3, 1)], "trades": [Span(9, 0, 1)]}
     assert store.keep(SAMPLE, refused(1)) == 0
 
 

@@ -143,6 +143,16 @@ def test_dead_letters_keep_their_lane_listed(tmp_path: Path, monkeypatch: pytest
     assert ledger.balance({})["trades"].rows[Term.CONFIRMED] == 1
 
 
+def test_retried_dead_letters_are_confirmed_once(tmp_path: Path) -> None:
+    """A delivered dead letter becomes confirmed, however often it is entered; an unknown lane stays unknown."""
+    ledger = open_ledger(tmp_path / "spool")
+    ledger.record(Term.DEAD_LETTERS, "trades", [Span(1, 3, 2)])
+    for _ in range(2):
+        ledger.enter_retried("trades", [Span(1, 0, 4), Span(9, 0, 5)])
+    assert ledger.spans(Term.CONFIRMED, "trades") == [Span(1, 3, 1)]
+    assert ledger.spans(Term.DEAD_LETTERS, "trades") == [Span(1, 4, 1)]
+
+
 def test_other_version_is_refused(tmp_path: Path) -> None:
     """A ledger of another version is refused by number and left as it is."""
     open_ledger(tmp_path / "spool").close()
