@@ -13,6 +13,7 @@
     │   ├── SpoolFull           its cap or the disk is reached: the same call may succeed later
     │   └── SpoolUnusable       missing, unwritable, someone else's, of another version, foreign: mend it by hand
     ├── WriterRunning           another writer holds this instance's lease
+    ├── RetentionRunning        another retention run holds this instance's lock
     ├── SchemaMismatch          a server's table differs from the record type: run `ringlog migrate`
     ├── ServerError             a database or the way to it
     │   ├── ServerUnavailable   down, slow or restarting: the call may be tried again
@@ -79,6 +80,10 @@ class SpoolUnusable(SpoolError):
 
 class WriterRunning(RinglogError):
     """Another writer holds the lease of this instance; the message names the holder."""
+
+
+class RetentionRunning(RinglogError):
+    """Another retention run is going on; the message names its lock."""
 
 
 class SchemaMismatch(RinglogError):

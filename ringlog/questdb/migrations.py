@@ -9,15 +9,13 @@ from collections.abc import Iterable
 from ringlog.errors import SchemaMismatch
 from ringlog.migration import Migration
 from ringlog.questdb import tables, views
+from ringlog.questdb.audit import AUDIT_TABLE
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.rollups import ROLLUPS, Rollup
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
 
 _logger = logging.getLogger(__name__)
-
-# A table that no record type stands behind: retention writes it.
-AUDIT_TABLE = "retention_audit"
 
 
 def script(table: str) -> str | None:

@@ -33,6 +33,10 @@ from ringlog.settings import Settings
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
+# What these say is in the errors too: it must not reach the terminal of a program that configured no logging.
+for _name in ("psycopg.pool", "stamina"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+
 # A statement is prepared on the server when it comes for the second time on a connection.
 PREPARE_THRESHOLD = 2
 # An idle connection is asked whether it lives before it is given out; one that was used just now is not: the round

@@ -19,8 +19,11 @@ from ringlog.settings import Settings
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[QuestDBServer]:
-    """A QuestDB of this folder's own: its tables have fixed names."""
-    with QuestDBServer() as server:
+    """A QuestDB of this folder's own: its tables have fixed names. In dev mode, which lets SQL suspend a table."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QDB_DEV_MODE_ENABLED", "true")
+        server = QuestDBServer().start()
+    with server:
         assert not [m for m in migrate(Settings(**server.settings()), LAYOUTS) if m.problem]
         yield server
 

@@ -1,0 +1,198 @@
+"""The pool: its throughput, its fairness, what a typed query costs over bare psycopg, and recovery after a restart."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from bench.figures import Figure, Result, interleaved, main, median_ratio
+from bench.query_data import fill
+from ringlog.errors import ServerUnavailable
+from ringlog.questdb.connection import Connection
+from ringlog.questdb.migrations import migrate
+from ringlog.questdb.queries import Queries
+from ringlog.questdb.results import struct_columns
+from ringlog.questdb.rows import TradeRow
+from ringlog.records import Trade, layout_of
+from ringlog.servers import QuestDBServer
+from ringlog.settings import Settings
+
+CONNECTIONS, CALLERS = 10, 50
+COLUMNS = ", ".join(name for name, _ in struct_columns(TradeRow))
+LAST_TRADES = f"SELECT {COLUMNS} FROM trades WHERE trader_id = %s ORDER BY timestamp DESC LIMIT %s"  # noqa: S608
+PARAMETERS = ("trader-7", 100)
+ROWS_TYPED = 1_000
+
+
+def run(tiny: bool) -> Result:
+    with QuestDBServer() as server:
+        settings = Settings(**server.settings(), query_pool_size_min=CONNECTIONS, query_pool_size_max=CONNECTIONS)
+        migrate(settings, [layout_of(Trade)])
+        connection = Connection.from_settings(Settings(**server.settings(), request_timeout_ms=60_000))
+        fill(connection.execute, "trades", 20_000 if tiny else 1_000_000, time.time_ns() // 1_000)
+        connection.close()
+        seconds, rounds = (0.3, 1) if tiny else (4.0, 5)
+        with Queries(settings) as queries:
+            found = throughput(settings, queries, seconds, rounds)
+            found += overhead(settings, queries, 5 if tiny else 60)
+            found.append(recovery(server, queries))
+            statistics_ = queries.statistics()
+    return Result(
+        benchmark="query_pool",
+        what=f"{CONNECTIONS} pooled connections under {CALLERS} callers, against as many bare psycopg connections",
+        figures=found,
+        details={"pool": statistics_},
+    )
+
+
+def throughput(settings: Settings, queries: Queries, seconds: float, rounds: int) -> list[Figure]:
+    waits: list[float] = []
+    bare = [connect(settings) for _ in range(CONNECTIONS)]
+
+    def dedicated() -> float:
+        return sum(looped([lambda c=c: ask(c, PARAMETERS) for c in bare], seconds, []))
+
+    def pooled() -> float:
+        return sum(looped([lambda: queries.execute_query(LAST_TRADES, PARAMETERS)] * CALLERS, seconds, waits))
+
+    dedicated()
+    pooled()
+    waits.clear()
+    values = interleaved({"dedicated": dedicated, "pooled": pooled}, rounds)
+    for connection in bare:
+        connection.close()
+    return [
+        Figure(
+            name="throughput of dedicated bare connections",
+            value=median_ratio(values, "pooled", "dedicated") * 100,
+            unit="%",
+            at_least=90,
+        ),
+        Figure(
+            name="longest wait of a caller, in medians",
+            value=max(waits) / statistics.median(waits),
+            unit="x",
+            at_most=5,
+        ),
+        Figure(name="pooled", value=statistics.median(values["pooled"]) / seconds, unit="queries/s"),
+        Figure(name="dedicated", value=statistics.median(values["dedicated"]) / seconds, unit="queries/s"),
+    ]
+
+
+def looped(calls: list[Callable[[], Any]], seconds: float, waits: list[float]) -> list[int]:
+    """How often each call, looping on a thread of its own, was done in `seconds`; each call's time goes to `waits`."""
+    counts = [0] * len(calls)
+    deadline = time.perf_counter() + seconds
+
+    def loop(index: int) -> None:
+        own = []
+        began = time.perf_counter()
+        while began < deadline:
+            calls[index]()
+            ended = time.perf_counter()
+            own.append(ended - began)
+            began = ended
+            counts[index] += 1
+        waits.extend(own)
+
+    threads = [threading.Thread(target=loop, args=(index,)) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return counts
+
+
+def overhead(settings: Settings, queries: Queries, rounds: int) -> list[Figure]:
+    """A typed query of 1,000 rows, its rows made, against a bare cursor that fetches the same rows as tuples."""
+    connection = connect(settings)
+
+    def once(call: Callable[[], Any]) -> float:
+        began = time.perf_counter()
+        assert len(call()) > 0
+        return time.perf_counter() - began
+
+    contenders = {
+        "bare": lambda: once(lambda: ask(connection, ("trader-7", ROWS_TYPED))),
+        "typed": lambda: once(lambda: queries.get_trades(trader_id="trader-7", limit=ROWS_TYPED).rows()),
+    }
+    interleaved(contenders, 5)
+    values = interleaved(contenders, rounds)
+    connection.close()
+    return [
+        Figure(
+            name="typed query over bare psycopg",
+            value=(median_ratio(values, "typed", "bare") - 1) * 100,
+            unit="%",
+            at_most=15,
+        ),
+        Figure(name="typed", value=statistics.median(values["typed"]) * 1e3, unit="ms"),
+        Figure(name="bare", value=statistics.median(values["bare"]) * 1e3, unit="ms"),
+    ]
+
+
+def recovery(server: QuestDBServer, queries: Queries) -> Figure:
+    """Seconds from the server being ready again until each of 20 threads, asking all the time, had an answer."""
+    stop = threading.Event()
+    answered = [0.0] * 20
+    unexpected: list[BaseException] = []
+
+    def loop(index: int) -> None:
+        while not stop.is_set():
+            try:
+                queries.get_trades(limit=10, timeout_ms=1_000)
+                answered[index] = time.perf_counter()
+            except ServerUnavailable:
+                pass
+            except BaseException as error:  # noqa: BLE001 - counted: there must be none
+                unexpected.append(error)
+
+    threads = [threading.Thread(target=loop, args=(index,), daemon=True) for index in range(len(answered))]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: all(answered))
+        server.kill()
+        server.start()
+        back = time.perf_counter()
+        until(lambda: min(answered) > back)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(10)
+    assert not unexpected, unexpected[0]
+    return Figure(name="recovery after the server's restart", value=max(answered) - back, unit="s", at_most=5)
+
+
+def until(condition: Callable[[], bool], timeout_seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.002)
+
+
+def connect(settings: Settings) -> psycopg.Connection[Any]:
+    return psycopg.connect(
+        host=settings.questdb_host,
+        port=settings.questdb_pg_port,
+        user=settings.questdb_user,
+        password=settings.questdb_password.reveal(),
+        dbname="qdb",
+        autocommit=True,
+        prepare_threshold=2,
+    )
+
+
+def ask(connection: psycopg.Connection[Any], parameters: tuple[Any, ...]) -> list[Any]:
+    cursor = connection.cursor(binary=True)
+    cursor.execute(LAST_TRADES, parameters)
+    return cursor.fetchall()
+
+
+if __name__ == "__main__":
+    main(run)

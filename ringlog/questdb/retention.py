@@ -1,0 +1,328 @@
+"""Retention: whole days older than `retention_days` go, table by table, and an audit row stays of each.
+
+Dropping a partition of a table stops the materialized views over it; a TTL does not. So a table with views, and a view
+itself, is given a TTL that takes effect at once and is taken away again; any other table's partitions are dropped. The
+TTL is never left set: it would follow the server's clock alone, and a clock that is wrong by days would cost data.
+
+What guards against wrong clocks: the cut comes from the server's clock, which must agree with this machine's; more days
+than usual are held for a day, so that somebody can mend the clock; rows in the future move no cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import psutil
+import stamina
+
+from ringlog.errors import ConfigurationError, RetentionRunning, RinglogError, ServerError
+from ringlog.questdb import audit
+from ringlog.questdb.audit import AuditEntry
+from ringlog.questdb.conf import is_loopback
+from ringlog.questdb.connection import Connection
+from ringlog.questdb.tables import KEYS, columns, quoted
+from ringlog.records.declaration import IDENTIFIER
+from ringlog.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
+CLOCK_DIFFERENCE_MAX_US = HOUR_US
+# A daily run finds one day, after a missed night two. More are held until HELD_US have passed.
+DAYS_AT_ONCE = 2
+HELD_US = 20 * HOUR_US
+ATTEMPTS = 3
+APPLY_TIMEOUT_S = 60.0
+_POLL_S = 0.02
+
+# What ringlog keeps by (timestamp, lane, seq), a table a record type, is subject to retention; the views over it are.
+_TABLES = "SELECT table_name, ttlValue, ttlUnit, matView FROM tables() WHERE walEnabled AND partitionBy = 'DAY'"
+_VIEWS = "SELECT view_name, base_table_name FROM materialized_views()"
+_PARTITIONS = (
+    "SELECT name, minTimestamp::long, numRows, diskSize FROM table_partitions('{}') "
+    "WHERE attached AND minTimestamp IS NOT NULL"
+)
+_BEHIND = "SELECT suspended FROM wal_tables() WHERE name = %s AND writerTxn < sequencerTxn"
+
+
+class Target(NamedTuple):
+    """A table or view that retention cuts; `ttl` is its own TTL, put back afterwards ("0 HOUR": none)."""
+
+    name: str
+    is_view: bool
+    has_views: bool
+    ttl: str
+
+
+class Partition(NamedTuple):
+    """A partition, or the part of one that the server has split off: `day_us` is the day it belongs to."""
+
+    name: str
+    day_us: int
+    rows: int
+    bytes: int
+
+
+class TableReport(msgspec.Struct, kw_only=True):
+    """What a run did with one table, or with `planned` would do."""
+
+    table: str
+    outcome: str
+    partitions: list[str] = []
+    rows: int = 0
+    bytes: int = 0
+    reason: str = ""
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What a run did: `cut_us` in microseconds, disk space in bytes (None: the server's disk is elsewhere)."""
+
+    run: int
+    cut_us: int
+    dry_run: bool
+    tables: list[TableReport]
+    disk_free_bytes_before: int | None = None
+    disk_free_bytes_after: int | None = None
+
+    @property
+    def failed(self) -> bool:
+        return any(table.outcome in (audit.FAILED, audit.REFUSED) for table in self.tables)
+
+
+class Retention:
+    """Cuts every table of ringlog to the last `retention_days` days; close it, or use it with `with`."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.retention_days < 1:
+            raise ConfigurationError(f"RINGLOG_RETENTION_DAYS: got {settings.retention_days}, wanted at least 1")
+        self._settings = settings
+        self._connection = Connection.from_settings(settings)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Retention:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def executed_cut(self, table: str) -> int | None:
+        """Microseconds since the epoch before which the table's records count as expired; None: no cut was made.
+
+        Records older than it are not sent to the server, they would bring a partition back. One query (about 1 ms).
+        """
+        return audit.executed_cuts(self._connection).get(table)
+
+    def executed_cuts(self) -> dict[str, int]:
+        """`executed_cut` of all tables that have one, in one query."""
+        return audit.executed_cuts(self._connection)
+
+    def tables(self) -> list[str]:
+        """The tables that are subject to retention, without the views over them."""
+        return [target.name for target in self._targets() if not target.is_view]
+
+    def run(self, *, dry_run: bool = False, all_days: bool = False) -> Report:
+        """Cuts all tables now; with `dry_run` nothing is changed. `all_days` cuts also what would be held.
+
+        One table's failure is retried, reported and does not stop the others. Raises RetentionRunning,
+        ServerUnavailable and ServerRefused.
+        """
+        with contextlib.ExitStack() as stack:
+            if not dry_run:
+                stack.enter_context(_only_run(self._settings))
+            now_us, targets = self._now_us(), self._targets()
+            cut_us = (now_us - self._settings.retention_days * DAY_US) // DAY_US * DAY_US
+            report = Report(run=now_us, cut_us=cut_us, dry_run=dry_run, tables=[])
+            report.disk_free_bytes_before = self._disk_free_bytes()
+            difference = abs(now_us - time.time_ns() // 1_000)
+            if difference > CLOCK_DIFFERENCE_MAX_US:
+                reason = f"the server's clock and this machine's differ by {difference // 1_000_000} s: mend them first"
+                report.tables = [TableReport(table=t.name, outcome=audit.REFUSED, reason=reason) for t in targets]
+            else:
+                if not dry_run:
+                    self._resolve(targets)
+                report.tables = [self._table(target, report, all_days) for target in targets]
+            report.disk_free_bytes_after = self._disk_free_bytes()
+            if not dry_run:
+                self._write_summaries(report)
+        for table in report.tables:
+            level = logging.ERROR if table.outcome in (audit.FAILED, audit.REFUSED, audit.HELD) else logging.INFO
+            _logger.log(
+                level,
+                "retention table=%s outcome=%s partitions=%d rows=%d bytes=%d dry_run=%s reason=%r",
+                *(table.table, table.outcome, len(table.partitions), table.rows, table.bytes, dry_run, table.reason),
+            )
+        return report
+
+    # One table
+
+    def _table(self, target: Target, report: Report, all_days: bool) -> TableReport:
+        try:
+            for attempt in stamina.retry_context(on=RinglogError, attempts=ATTEMPTS, wait_initial=0.2, wait_max=2.0):
+                with attempt:
+                    return self._cut(target, report, all_days)
+        except RinglogError as error:
+            return TableReport(table=target.name, outcome=audit.FAILED, reason=str(error))
+        raise AssertionError("a retry context ends with a result or an error")
+
+    def _cut(self, target: Target, report: Report, all_days: bool) -> TableReport:
+        due = [partition for partition in self._partitions(target) if partition.day_us < report.cut_us]
+        found = TableReport(table=target.name, outcome=audit.PLANNED if report.dry_run else audit.EXECUTED)
+        if not due:
+            return found
+        if reason := self._held(target, due, report.run, all_days):
+            found.outcome, found.reason = audit.HELD, reason
+            return found
+        if report.dry_run:
+            gone, kept = due, list[Partition]()
+        else:
+            self._audit(target, due, audit.PLANNED, report)
+            self._remove(target, report.cut_us, report.run)
+            left = {partition.name for partition in self._partitions(target)}
+            gone = [partition for partition in due if partition.name not in left]
+            kept = [partition for partition in due if partition.name in left]
+            self._audit(target, gone, audit.DROPPED, report)
+            if kept:
+                found.reason = "the newest row is too old for a TTL to act: the rest goes once a newer row is stored"
+                self._audit(target, kept, audit.KEPT, report, found.reason)
+        found.partitions = [partition.name for partition in gone]
+        found.rows, found.bytes = sum(p.rows for p in gone), sum(p.bytes for p in gone)
+        return found
+
+    def _held(self, target: Target, due: list[Partition], now_us: int, all_days: bool) -> str:
+        days = len({partition.day_us for partition in due})
+        if all_days or days <= DAYS_AT_ONCE:
+            return ""
+        since = audit.held_at(self._connection, target.name)
+        if since is not None and now_us - since >= HELD_US:
+            return ""
+        return (
+            f"{days} days would go at once, wanted at most {DAYS_AT_ONCE}: held for {HELD_US // HOUR_US} hours in "
+            "case a clock is wrong; `ringlog retention run --all-days` cuts them now"
+        )
+
+    def _remove(self, target: Target, cut_us: int, now_us: int) -> None:
+        name = quoted(target.name)
+        if not target.is_view and not target.has_views:
+            self._alter(target, f"ALTER TABLE {name} DROP PARTITION WHERE timestamp < cast({int(cut_us)} as timestamp)")
+            return
+        # A TTL is in whole partitions. The server counts it from the newest row or its own now, whichever is older.
+        rows = self._connection.execute(f"SELECT max(timestamp)::long FROM {name}")  # noqa: S608 - a checked name
+        days = (min(rows[0][0] or 0, now_us) - cut_us) // DAY_US
+        if days < 1:
+            return
+        kind = "MATERIALIZED VIEW" if target.is_view else "TABLE"
+        try:
+            self._alter(target, f"ALTER {kind} {name} SET TTL {days} DAYS")
+        finally:
+            self._alter(target, f"ALTER {kind} {name} SET TTL {target.ttl}S")
+
+    def _alter(self, target: Target, statement: str) -> None:
+        """Runs the statement and returns once it is applied."""
+        self._connection.execute(statement, timeout_s=APPLY_TIMEOUT_S)
+        deadline = time.monotonic() + APPLY_TIMEOUT_S
+        while behind := self._connection.execute(_BEHIND, (target.name,)):
+            if behind[0][0] or time.monotonic() > deadline:
+                trouble = "a suspended table" if behind[0][0] else f"no end of it in {APPLY_TIMEOUT_S:.0f} s"
+                raise ServerError(f"{target.name}: got {trouble}, wanted {statement!r} applied")
+            time.sleep(_POLL_S)
+
+    # What the server has
+
+    def _now_us(self) -> int:
+        now: int = self._connection.execute("SELECT now()::long")[0][0]
+        return now
+
+    def _targets(self) -> list[Target]:
+        """Tables with the keys of a record first, then the views over them."""
+        views = dict(self._connection.execute(_VIEWS))
+        tables, over = [], []
+        for name, ttl_value, ttl_unit, is_view in self._connection.execute(_TABLES):
+            ttl = f"{int(ttl_value)} {ttl_unit}"
+            if is_view and views.get(name):
+                over.append(Target(name, True, False, ttl))
+            elif IDENTIFIER.fullmatch(name) and self._has_keys(name):
+                tables.append(Target(name, False, name in views.values(), ttl))
+        kept = {target.name for target in tables}
+        return sorted(tables) + sorted(view for view in over if views[view.name] in kept)
+
+    def _has_keys(self, name: str) -> bool:
+        return {column.name for column in columns(self._connection, name) if column.is_key} == set(KEYS)
+
+    def _partitions(self, target: Target) -> list[Partition]:
+        quoted(target.name)  # checks it: a table function takes no parameters
+        rows = self._connection.execute(_PARTITIONS.format(target.name))
+        return [Partition(name, low // DAY_US * DAY_US, count, size) for name, low, count, size in rows]
+
+    def _disk_free_bytes(self) -> int | None:
+        if not is_loopback(self._settings.questdb_host):
+            return None
+        # The only absolute path that the server tells: a folder below its root, made when first needed.
+        rows = self._connection.execute("(SHOW PARAMETERS) WHERE property_path = 'cairo.sql.copy.work.root'")
+        root = Path(rows[0][2] or "").parent if rows else Path()
+        # It may be a path of a container, or another user's.
+        return psutil.disk_usage(str(root)).free if root.is_absolute() and os.access(root, os.R_OK) else None
+
+    # The audit table
+
+    def _audit(
+        self, target: Target, partitions: list[Partition], outcome: str, report: Report, reason: str | None = None
+    ) -> None:
+        common: dict[str, Any] = {"run": report.run, "table": target.name, "cut_us": report.cut_us, "reason": reason}
+        audit.write(
+            self._connection,
+            [AuditEntry(outcome=outcome, partition=p.name, rows=p.rows, bytes=p.bytes, **common) for p in partitions],
+        )
+
+    def _write_summaries(self, report: Report) -> None:
+        entries = [
+            AuditEntry(
+                run=report.run,
+                table=table.table,
+                outcome=table.outcome,
+                cut_us=report.cut_us,
+                rows=table.rows,
+                bytes=table.bytes,
+                reason=table.reason or None,
+                disk_free_bytes_before=report.disk_free_bytes_before,
+                disk_free_bytes_after=report.disk_free_bytes_after,
+            )
+            for table in report.tables
+        ]
+        audit.write(self._connection, entries)
+
+    def _resolve(self, targets: list[Target]) -> None:
+        """Writes what became of the partitions that an interrupted run had planned."""
+        by_name = {target.name: target for target in targets}
+        for entry in audit.unresolved(self._connection):
+            target = by_name.get(entry.table)
+            there = target is not None and entry.partition in {p.name for p in self._partitions(target)}
+            outcome = audit.KEPT if there else audit.DROPPED
+            reason = "found by a later run: the one that planned it was interrupted"
+            audit.write(self._connection, [msgspec.structs.replace(entry, outcome=outcome, reason=reason)])
+
+
+@contextlib.contextmanager
+def _only_run(settings: Settings) -> Iterator[None]:
+    """Holds the instance's retention lock; RetentionRunning where another process holds it."""
+    path = Path(settings.runtime_dir) / "retention.lock"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RetentionRunning(f"{path}: got a lock held by another run, wanted to be the only one") from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,299 @@
+"""Retention on a real QuestDB: what goes and what stays, views, audit rows, wrong clocks, failures, late records."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from platform_rows import TABLES, Execute, Insert, trade, wait_applied, wait_until
+
+from ringlog.errors import ConfigurationError, RetentionRunning
+from ringlog.questdb import audit, retention_window
+from ringlog.questdb.connection import Connection
+from ringlog.questdb.queries import Queries
+from ringlog.questdb.retention import Report, Retention
+from ringlog.settings import Settings
+
+DAY = 86_400_000_000
+VIEW_STATUS = "SELECT DISTINCT view_status FROM materialized_views()"
+
+
+@pytest.fixture
+def now(execute: Execute) -> int:
+    microseconds: int = execute("SELECT now()::long")[0][0]
+    return microseconds
+
+
+@pytest.fixture
+def fresh(execute: Execute, empty: None) -> None:
+    """No table has rows, and retention never ran."""
+    execute("TRUNCATE TABLE retention_audit")
+    wait_applied(execute, "retention_audit")
+
+
+@pytest.fixture
+def retention(settings: Settings, fresh: None, tmp_path: Any) -> Iterator[Retention]:
+    with Retention(Settings(**{**_fields(settings), "runtime_dir": str(tmp_path)})) as retention:
+        yield retention
+
+
+def _fields(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in settings.__struct_fields__}
+
+
+def latency(timestamp: int, value: float = 1.0) -> dict[str, Any]:
+    return {"timestamp": timestamp, "service": "s", "operation": "o", "latency_us": value}
+
+
+def days_left(execute: Execute, table: str, now: int) -> list[int]:
+    """How many days ago each stored day is."""
+    rows = execute(f"SELECT DISTINCT timestamp_floor('d', timestamp)::long d FROM {table} ORDER BY d")
+    return [now // DAY - day // DAY for (day,) in rows]
+
+
+def outcomes(report: Report) -> dict[str, str]:
+    return {table.table: table.outcome for table in report.tables}
+
+
+def test_cuts_every_table(retention: Retention, execute: Execute, insert: Insert, queries: Queries, now: int) -> None:
+    """Whole days past the cut go from every table and view, day 30 stays, views stay valid, and each is audited."""
+    kept = (0, 1, 29, 30)
+    for ago in (*kept, 31, 32):
+        insert("trades", [trade(now - ago * DAY)], views=False)
+        insert("latencies", [latency(now - ago * DAY, 100.0 + ago)], views=False)
+    for table in TABLES:
+        wait_applied(execute, table)
+    planned = retention.run(dry_run=True)
+    assert {t.table: len(t.partitions) for t in planned.tables if t.partitions} == {
+        "trades": 2,
+        "latencies": 2,
+        "latency_minutes": 2,
+    }
+    assert days_left(execute, "trades", now) == sorted((*kept, 31, 32), reverse=True)
+    assert execute("SELECT count() FROM retention_audit") == [(0,)]
+    report = retention.run()
+    assert set(outcomes(report).values()) == {"executed"}
+    assert set(outcomes(report)) >= {*TABLES, "latency_minutes", "mev_minutes", "performance_minutes"}
+    for name in ("trades", "latencies", "latency_minutes"):
+        assert days_left(execute, name, now) == sorted(kept, reverse=True)
+    assert execute(VIEW_STATUS) == [("valid",)]
+    assert report.disk_free_bytes_before
+    assert report.disk_free_bytes_after
+    wait_applied(execute, "retention_audit")
+    rows = execute(
+        "SELECT table_name, outcome, count(), sum(rows) FROM retention_audit WHERE partition_name IS NOT NULL "
+        "ORDER BY table_name, outcome"
+    )
+    assert rows == [
+        (table, outcome, 2, 2)
+        for table in ("latencies", "latency_minutes", "trades")
+        for outcome in ("dropped", "planned")
+    ]
+    summary = execute(
+        "SELECT rows, disk_free_bytes_before > 0, disk_free_bytes_after > 0, bytes > 0 FROM retention_audit "
+        "WHERE partition_name IS NULL AND table_name = 'trades'"
+    )
+    assert summary == [(2, True, True, True)]
+    # No TTL is left behind, and the percentiles still come from the view and are right.
+    assert execute("SELECT DISTINCT ttlValue FROM tables() WHERE walEnabled") == [(0,)]
+    insert("latencies", [latency(now - DAY + 5, 500.0)])
+    result = queries.get_latency_percentiles("s", "o", 40 * 86_400, percentiles=[1, 100])
+    assert result.source == "view"
+    assert [row.samples for row in result] == [5, 5]
+    assert result.rows()[1].latency_us == pytest.approx(500.0, rel=0.01)
+
+
+def test_executed_cut(retention: Retention, execute: Execute, insert: Insert, now: int) -> None:
+    """The cut that the writer asks for is there once it was executed, for every table, and not before."""
+    assert retention.executed_cut("trades") is None
+    insert("trades", [trade(now), trade(now - 31 * DAY)])
+    retention.run(dry_run=True)
+    assert retention.executed_cuts() == {}
+    cut = retention.run().cut_us
+    wait_applied(execute, "retention_audit")
+    assert retention.executed_cut("trades") == cut == (now - 30 * DAY) // DAY * DAY
+    assert retention.executed_cut("latencies") == cut
+    assert retention.executed_cut("no_such_table") is None
+
+
+def test_future_rows_cost_nothing(retention: Retention, execute: Execute, insert: Insert, now: int) -> None:
+    """Rows far in the future, in a table with views and in one without, move no cut."""
+    for table, row in (("latencies", latency), ("trades", trade)):
+        insert(table, [row(now + 90 * DAY), row(now), row(now - 29 * DAY), row(now - 31 * DAY)])
+    assert set(outcomes(retention.run()).values()) == {"executed"}
+    for table in ("latencies", "trades", "latency_minutes"):
+        assert days_left(execute, table, now) == [29, 0, -90]
+    assert execute(VIEW_STATUS) == [("valid",)]
+
+
+def test_clocks_that_differ(
+    retention: Retention, execute: Execute, insert: Insert, now: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose clock differs from this machine's by hours loses nothing: every table is refused, and audited."""
+    insert("trades", [trade(now), trade(now - 31 * DAY)])
+    real = Retention._now_us
+    monkeypatch.setattr(Retention, "_now_us", lambda self: real(self) + 60 * DAY)
+    report = retention.run()
+    assert set(outcomes(report).values()) == {"refused"}
+    assert report.failed
+    assert days_left(execute, "trades", now) == [31, 0]
+    wait_applied(execute, "retention_audit")
+    assert execute("SELECT DISTINCT outcome FROM retention_audit") == [("refused",)]
+    assert retention.executed_cuts() == {}
+
+
+def test_many_days_are_held(
+    retention: Retention, execute: Execute, insert: Insert, now: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More days than a daily run can meet are held for most of a day, so that a wrong clock can be mended."""
+    old = [trade(now - ago * DAY) for ago in (31, 32, 33, 60)]
+    insert("trades", [trade(now), *old])
+    assert outcomes(retention.run())["trades"] == "held"
+    wait_applied(execute, "retention_audit")
+    assert outcomes(retention.run())["trades"] == "held"
+    assert len(days_left(execute, "trades", now)) == 5
+    assert retention.executed_cut("trades") is None
+    wait_applied(execute, "retention_audit")
+    # The audit row is as old as it is a day later.
+    monkeypatch.setattr("ringlog.questdb.retention.HELD_US", 0)
+    assert outcomes(retention.run())["trades"] == "executed"
+    assert days_left(execute, "trades", now) == [0]
+    insert("trades", old)
+    monkeypatch.setattr("ringlog.questdb.retention.HELD_US", DAY)
+    wait_applied(execute, "retention_audit")
+    assert outcomes(retention.run())["trades"] == "held"
+    assert outcomes(retention.run(all_days=True))["trades"] == "executed"
+    assert days_left(execute, "trades", now) == [0]
+
+
+def test_idle_tables(retention: Retention, execute: Execute, insert: Insert, now: int) -> None:
+    """A table all of whose rows are old is emptied; under a view, what a TTL cannot reach is kept and said so."""
+    insert("trades", [trade(now - 31 * DAY)])
+    insert("latencies", [latency(now - 32 * DAY), latency(now - 31 * DAY)])
+    report = {table.table: table for table in retention.run().tables}
+    assert days_left(execute, "trades", now) == []
+    assert report["trades"].rows == 1
+    assert "newer row" in report["latencies"].reason
+    assert execute(VIEW_STATUS) == [("valid",)]
+    insert("latencies", [latency(now)])
+    wait_applied(execute, "retention_audit")
+    retention.run()
+    assert days_left(execute, "latencies", now) == [0]
+    assert execute(VIEW_STATUS) == [("valid",)]
+
+
+def test_one_failure_stops_no_other(retention: Retention, execute: Execute, insert: Insert, now: int) -> None:
+    """A suspended table fails, after retries, and is audited; the other tables are cut all the same."""
+    for table, row in (("trades", trade), ("latencies", latency)):
+        insert(table, [row(now), row(now - 31 * DAY)])
+    execute("ALTER TABLE trades SUSPEND WAL")
+    wait_until(lambda: execute("SELECT suspended FROM wal_tables() WHERE name = 'trades'") == [(True,)], "suspension")
+    try:
+        report = retention.run()
+    finally:
+        execute("ALTER TABLE trades RESUME WAL")
+    assert outcomes(report)["trades"] == "failed"
+    assert report.failed
+    assert "suspended" in next(table.reason for table in report.tables if table.table == "trades")
+    assert {outcome for table, outcome in outcomes(report).items() if table != "trades"} == {"executed"}
+    assert days_left(execute, "latencies", now) == [0]
+    wait_applied(execute, "trades")
+    wait_applied(execute, "retention_audit")
+    assert retention.executed_cut("trades") is None
+    assert outcomes(retention.run())["trades"] == "executed"
+    assert days_left(execute, "trades", now) == [0]
+
+
+def test_interrupted_run(
+    retention: Retention, execute: Execute, insert: Insert, now: int, settings: Settings, tmp_path: Any
+) -> None:
+    """A run killed (-9) after the drop and before its audit rows is made good by the next: no day goes unrecorded."""
+    insert("trades", [trade(now), trade(now - 31 * DAY)])
+    code = (
+        "import os, signal\n"
+        "from ringlog.questdb.retention import Retention\n"
+        "from ringlog.settings import Settings\n"
+        "real = Retention._remove\n"
+        "def remove(self, target, *rest):\n"
+        "    real(self, target, *rest)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Retention._remove = remove\n"
+        "Retention(Settings.from_environment()).run()\n"
+    )
+    environment = {
+        **os.environ,
+        "RINGLOG_RUNTIME_DIR": str(tmp_path),
+        "RINGLOG_QUESTDB_PG_PORT": str(settings.questdb_pg_port),
+        "RINGLOG_QUESTDB_USER": settings.questdb_user,
+        "RINGLOG_QUESTDB_PASSWORD": settings.questdb_password.reveal(),
+    }
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    wait_applied(execute, "retention_audit")
+    assert days_left(execute, "trades", now) == [0]
+    assert retention.executed_cut("trades") is None
+    retention.run()
+    wait_applied(execute, "retention_audit")
+    rows = execute("SELECT outcome, rows FROM retention_audit WHERE partition_name IS NOT NULL ORDER BY timestamp")
+    assert rows == [("planned", 1), ("dropped", 1)]
+    assert retention.executed_cut("trades") is not None
+
+
+def test_one_run_at_a_time(retention: Retention, settings: Settings, tmp_path: Any) -> None:
+    """While one run goes on, another on the instance is refused by name; a dry run is not."""
+    from ringlog.questdb.retention import _only_run
+
+    with _only_run(retention._settings):
+        with pytest.raises(RetentionRunning, match=r"retention\.lock"):
+            retention.run()
+        assert retention.run(dry_run=True).dry_run
+    assert not retention.run().failed
+
+
+def test_settings(settings: Settings) -> None:
+    """Less than a day, and an hour that is none, are refused by name."""
+    with pytest.raises(ConfigurationError, match="RINGLOG_RETENTION_DAYS"):
+        Retention(Settings(retention_days=0))
+    with pytest.raises(ConfigurationError, match="RINGLOG_RETENTION_HOUR"):
+        retention_window.window_hour(Settings(retention_hour=24), Connection.from_settings(settings), [])
+
+
+def test_window() -> None:
+    """The window opens in the quietest hours, also over midnight, and once a day."""
+    busy = [100] * 24
+    busy[23] = busy[0] = 1
+    assert retention_window.quietest(busy) == 23
+    assert retention_window.quietest([0] * 24) == retention_window.HOUR_DEFAULT
+    hour = 3_600_000_000
+    midnight = 20_000 * DAY
+    assert retention_window.is_due(midnight + hour // 2, None, 23)
+    assert not retention_window.is_due(midnight + 2 * hour, None, 23)
+    assert not retention_window.is_due(midnight + hour // 2, midnight - hour // 2, 23)
+    assert retention_window.is_due(midnight + hour // 2, midnight - 23 * hour, 23)
+
+
+def test_run_if_due(fresh: None, settings: Settings, execute: Execute, insert: Insert, now: int, tmp_path: Any) -> None:
+    """Inside the window it runs, once; outside it does not; the quietest hour comes from the stored rows."""
+    hour_now = now // 3_600_000_000 % 24
+
+    def at(hour: int) -> Settings:
+        return Settings(**{**_fields(settings), "runtime_dir": str(tmp_path), "retention_hour": hour})
+
+    assert retention_window.run_if_due(at((hour_now + 5) % 24)) is None
+    report = retention_window.run_if_due(at(hour_now))
+    assert report is not None
+    wait_applied(execute, "retention_audit")
+    assert retention_window.run_if_due(at(hour_now)) is None
+    hour = 3_600_000_000
+    quiet = (hour_now - 10) % 24
+    rows = [trade(now - ago * hour) for ago in range(24) if (hour_now - ago) % 24 not in (quiet, (quiet + 1) % 24)]
+    insert("trades", rows)
+    connection = Connection.from_settings(settings)
+    assert retention_window.window_hour(settings, connection, ["trades"]) == quiet
+    assert audit.last_run_us(connection) is not None
+    connection.close()
