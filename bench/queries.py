@@ -64,7 +64,7 @@ def measure(settings: Settings, connection: Connection, end_us: int, calls: int,
             queries.get_performance_metrics("latency", DAY_S, end=end_us).source,
         }
     ratio = statistics.median(raw) / statistics.median([*view, *again])
-    stored = {table: connection.execute(f"SELECT count() FROM {table}")[0][0] for table in ROWS}  # noqa: S608
+    stored = {table: connection.execute(f"SELECT count() FROM {table}")[0][0] for table in ROWS}
     return Result(
         benchmark="queries",
         what=f"typed queries over 24 hours of {stored['latencies']:,} latencies and {stored['trades']:,} trades",
@@ -120,7 +120,7 @@ def relative_errors(queries: Queries, connection: Connection, end_us: int) -> li
         for row in queries.get_latency_percentiles(*pair(number), DAY_S, percentiles=ASKED, end=end_us):
             rank = nearest_rank(row.percentile, row.samples)
             exact = connection.execute(
-                "SELECT latency_us FROM latencies WHERE timestamp >= cast(%s as timestamp) "  # noqa: S608 - our numbers
+                "SELECT latency_us FROM latencies WHERE timestamp >= cast(%s as timestamp) "
                 "AND timestamp < cast(%s as timestamp) AND service = %s AND operation = %s "
                 f"ORDER BY latency_us LIMIT {rank - 1}, {rank}",
                 (end_us - DAY_US, end_us, *pair(number)),

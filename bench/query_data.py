@@ -67,7 +67,7 @@ def fill(execute: Execute, table: str, rows: int, end_us: int, span_us: int = DA
         count = min(CHUNK_ROWS, rows - first)
         start = end_us - (rows - first) * step_us
         execute(
-            f"INSERT INTO {table} (timestamp, lane, seq, {', '.join(columns)}) "  # noqa: S608
+            f"INSERT INTO {table} (timestamp, lane, seq, {', '.join(columns)}) "
             f"SELECT timestamp_sequence(cast({start} as timestamp), {step_us}), 1, {first} + x - 1, "
             f"{', '.join(columns.values())} FROM long_sequence({count})"
         )
@@ -79,10 +79,10 @@ def wait_applied(execute: Execute, table: str, timeout_seconds: float = 120.0) -
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         behind = execute(
-            f"SELECT count() FROM wal_tables() WHERE name = '{table}' AND (writerTxn < sequencerTxn OR suspended)"  # noqa: S608
+            f"SELECT count() FROM wal_tables() WHERE name = '{table}' AND (writerTxn < sequencerTxn OR suspended)"
         )[0][0]
         stale = execute(
-            f"SELECT count() FROM materialized_views() "  # noqa: S608
+            f"SELECT count() FROM materialized_views() "
             f"WHERE base_table_name = '{table}' AND refresh_base_table_txn < base_table_txn"
         )[0][0]
         if not behind and not stale:

@@ -24,7 +24,7 @@ from ringlog.settings import Settings
 
 CONNECTIONS, CALLERS = 10, 50
 COLUMNS = ", ".join(name for name, _ in struct_columns(TradeRow))
-LAST_TRADES = f"SELECT {COLUMNS} FROM trades WHERE trader_id = %s ORDER BY timestamp DESC LIMIT %s"  # noqa: S608
+LAST_TRADES = f"SELECT {COLUMNS} FROM trades WHERE trader_id = %s ORDER BY timestamp DESC LIMIT %s"
 PARAMETERS = ("trader-7", 100)
 ROWS_TYPED = 1_000
 

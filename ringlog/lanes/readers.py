@@ -167,6 +167,17 @@ class LaneReader:
         overwrite one that is still being read.
         """
         store(self._memory, TAIL_OFFSET, seq)
+        self.sent = max(self.sent, seq)
+
+    def advance_over(self, first_seq: int, rows: int) -> bool:
+        """Advances over records that are safe, if all before them are: False where an earlier one was given back.
+
+        Only this keeps a tail from passing a record that is nowhere yet, or from moving back over slots that are free.
+        """
+        if not first_seq <= self.tail < first_seq + rows:
+            return False
+        self.advance(first_seq + rows)
+        return True
 
     def rewind(self) -> None:
         """What was sent and not confirmed is sent again."""

@@ -27,6 +27,7 @@ class Drain:
         self._rows_max = min(rows_max, max(BATCH_BYTES_MAX // layout.slot_bytes, 1))
         self._decoder = Decoder(layout)
         self._turn = 0
+        self._left_alone: set[int] = set()
 
     def take(self, lanes: Iterable[LaneReader]) -> tuple[Batch, list[Slots], list[Corrupt]] | None:
         """The next batch, the runs of slots it covers (corrupt ones included), and the corrupt slots; None if empty.
@@ -44,7 +45,9 @@ class Drain:
             try:
                 runs = lane.take(min(self._rows_max - rows, max(lane.capacity // LANE_PARTS, 1)))
             except SegmentRefused as error:
-                logger.error("lane=%016x left alone: %s", lane.lane, error)
+                if lane.lane not in self._left_alone:
+                    self._left_alone.add(lane.lane)
+                    logger.error("lane=%016x left alone: %s", lane.lane, error)
                 continue
             taken += runs
             rows += sum(run.rows for run in runs)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ringlog.dead_letters import DeadLetters, Refused
 from ringlog.decode import Corrupt, Slots
-from ringlog.errors import SpoolError
+from ringlog.errors import SegmentRefused, SpoolError
 from ringlog.lanes.readers import LaneReader
 from ringlog.ledger import Ledger, Term
 from ringlog.records import RecordLayout
@@ -67,6 +67,7 @@ class Refuge:
         self._letters_directory = spool.directory.subdirectory("dead_letters")
         self._letters = DeadLetters(self._letters_directory, spool.reserve)
         self.dead_letters = 0
+        self._corrupt: set[tuple[int, int]] = set()
         self.spooled_rows = 0
         self.replayed_rows = 0
         self._rows_max = rows_max
@@ -88,6 +89,11 @@ class Refuge:
         self.spool.close()
 
     @property
+    def corrupt(self) -> int:
+        """Slots that append could not have written, since the start."""
+        return len(self._corrupt)
+
+    @property
     def is_full(self) -> bool:
         """Whether the spool refused records and has not been emptied since: producers must be refused instead."""
         if self._is_full and self.spool.bytes < RESUME_RATIO * self.spool.bytes_max and self.spool.reserve.refill():
@@ -102,11 +108,14 @@ class Refuge:
         """From now on the table's records are put away."""
         self._away.add(table)
 
-    def put_away(self, layout: RecordLayout, lanes: Iterable[LaneReader]) -> list[tuple[LaneReader, int]]:
-        """Writes what lanes hold durably into the spool; which lanes may advance to which seq. Nothing, while full."""
-        safe: list[tuple[LaneReader, int]] = []
+    def put_away(self, layout: RecordLayout, lanes: Iterable[LaneReader]) -> list[Slots]:
+        """Writes what lanes hold durably into the spool; the runs that are safe now. None while it takes no records."""
+        safe: list[Slots] = []
         for lane in lanes:
-            runs = lane.take(self._rows_max)
+            try:
+                runs = lane.take(self._rows_max)
+            except SegmentRefused:  # its head cannot be: the drain has said so
+                continue
             if not runs:
                 continue
             spans = [Span(run.lane, run.first_seq, run.rows) for run in runs]
@@ -121,7 +130,7 @@ class Refuge:
             if self._mirror is not None:
                 batch, _ = self._drain(layout).decode(runs)
                 self._mirror.offer(batch)
-            safe.append((lane, lane.sent))
+            safe += runs
         return safe
 
     def replay(self, delivery: Delivery) -> None:
@@ -195,7 +204,10 @@ class Refuge:
         """Keeps the bytes of corrupt slots durably; only after True may their lane advance."""
         try:
             for slot in corrupt:
+                if (slot.lane, slot.seq) in self._corrupt:
+                    continue  # its lane was read again
                 kept = self.spool.quarantine.keep_text(f"slot-{slot.lane:016x}-{slot.seq}", slot.slot)
+                self._corrupt.add((slot.lane, slot.seq))
                 logger.error("lane=%016x seq=%d corrupt slot, not sent, kept=%s", slot.lane, slot.seq, kept)
             spans = [Span(slot.lane, slot.seq, 1) for slot in corrupt]
             self._ledger.record(Term.QUARANTINED, layout.table, spans, durable=bool(corrupt))

@@ -34,7 +34,6 @@ class Statistics:
         self.rows = 0
         self.writes = 0
         self.errors = 0
-        self.corrupt = 0
         self.slowest_write_seconds = 0.0  # since the writer last looked
         self._lane = secrets.randbits(63) or 1
         self._seq = 0
@@ -54,7 +53,6 @@ class Statistics:
             "rows": self.rows,
             "writes": self.writes,
             "errors": self.errors,
-            "corrupt": self.corrupt,
             "tick_ms": {"p50": percentile(self.tick_ms, 50), "p99": percentile(self.tick_ms, 99)},
             "write_ms": {
                 "rows": percentile(self.write_rows, 50),

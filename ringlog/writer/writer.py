@@ -129,6 +129,7 @@ class Writer:
             "spooled": self._refuge.spooled_rows,
             "replayed": self._refuge.replayed_rows,
             "dead_letters": self._refuge.dead_letters,
+            "corrupt": self._refuge.corrupt,
             "board": self._board.reason.name.lower(),
             "alerts": {resource.value: count for resource, count in self._pressure.alerts.items()},
             **self.statistics.summary(),
@@ -144,7 +145,7 @@ class Writer:
     def _is_above_high_water(self) -> bool:
         for lane in self._directory.lanes.values():
             mark = min(lane.capacity * self._settings.high_water_ratio, self._settings.batch_rows_max)
-            if lane.head - lane.sent >= mark:
+            if mark <= lane.head - lane.sent <= lane.capacity:
                 return True
         return False
 
@@ -161,7 +162,7 @@ class Writer:
         drain = self._drains.get(layout)
         if drain is None:
             drain = self._drains[layout] = Drain(layout, self._settings.batch_rows_max)
-        waiting = sum(lane.head - lane.sent for lane in lanes)
+        waiting = sum(max(lane.head - lane.sent, 0) for lane in lanes)
         deadline = time.monotonic() + self._interval
         while waiting > 0:
             while not self._delivery.has_room and time.monotonic() < deadline:
@@ -173,7 +174,6 @@ class Writer:
                 return
             batch, runs, corrupt = taken
             waiting -= sum(run.rows for run in runs)
-            self.statistics.corrupt += len(corrupt)
             if not self._refuge.quarantine(layout, corrupt):
                 for lane in lanes:
                     lane.rewind()
@@ -181,14 +181,14 @@ class Writer:
                 return
             if batch.rows:
                 self._delivery.submit(batch, self._settler(layout, batch, runs))
-            else:
-                self._advance({run.lane: run.first_seq + run.rows for run in runs})
+            elif not self._advance(runs):
+                return  # what was sent before them is not settled yet: they are looked at again then
             self._delivery.collect()
 
     def _settler(self, layout: RecordLayout, batch: Batch, runs: list[Slots]) -> Settle:
         def settle(settled: Settled) -> None:
             if settled.error is None and self._refuge.settle(layout, batch, settled, runs):
-                self._advance({run.lane: run.first_seq + run.rows for run in runs})
+                self._advance(runs)
                 return
             for run in runs:
                 lane = self._directory.lanes.get(run.lane)
@@ -199,17 +199,22 @@ class Writer:
         return settle
 
     def _put_away(self, layout: RecordLayout, lanes: list[LaneReader]) -> None:
-        safe = self._refuge.put_away(layout, lanes)
-        self._advance({lane.lane: seq for lane, seq in safe})
+        self._advance(self._refuge.put_away(layout, lanes))
 
-    def _advance(self, seqs: dict[int, int]) -> None:
-        """Moves tails over records that are safe, unless another writer took over: then tails are its business."""
+    def _advance(self, runs: list[Slots]) -> bool:
+        """Moves tails over records that are safe; False where one stays, and its lane is then read again from its tail.
+
+        Raises WriterRunning where another writer took over: then tails are its business.
+        """
         if self._board.epoch != self._epoch:
             raise WriterRunning(f"instance {self._instance.runtime_dir}: got the lease of another writer, wanted ours")
-        for lane, seq in seqs.items():
-            reader = self._directory.lanes.get(lane)
-            if reader is not None:
-                reader.advance(seq)
+        all_moved = True
+        for run in runs:
+            reader = self._directory.lanes.get(run.lane)
+            if reader is not None and not reader.advance_over(run.first_seq, run.rows) and reader.tail <= run.first_seq:
+                reader.rewind()
+                all_moved = False
+        return all_moved
 
     def _lane_bytes(self) -> int:
         return sum(reader.card.size_bytes for reader in self._directory.lanes.values())
@@ -231,7 +236,8 @@ class Writer:
         """How far lanes got is what a reboot's loss is counted from."""
         heads: dict[str, dict[int, int]] = {}
         for reader in self._directory.lanes.values():
-            heads.setdefault(reader.layout.table, {})[reader.lane] = reader.head
+            if 0 <= reader.head - reader.tail <= reader.capacity:
+                heads.setdefault(reader.layout.table, {})[reader.lane] = reader.head
         try:
             for table, seen in heads.items():
                 self._ledger.see(table, seen)
