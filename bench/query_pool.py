@@ -23,10 +23,11 @@ from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
 CONNECTIONS, CALLERS = 10, 50
+Parameters = tuple[str, int]
 COLUMNS = ", ".join(name for name, _ in struct_columns(TradeRow))
 LAST_TRADES = f"SELECT {COLUMNS} FROM trades WHERE trader_id = %s ORDER BY timestamp DESC LIMIT %s"
-PARAMETERS = ("trader-7", 100)
-ROWS_TYPED = 1_000
+# The query of the bar on last trades, and a small one for comparison: there the hand-over between threads counts.
+LARGE, SMALL = ("trader-7", 1_000), ("trader-7", 100)
 
 
 def run(tiny: bool) -> Result:
@@ -36,7 +37,7 @@ def run(tiny: bool) -> Result:
         connection = Connection.from_settings(Settings(**server.settings(), request_timeout_ms=60_000))
         fill(connection.execute, "trades", 20_000 if tiny else 1_000_000, time.time_ns() // 1_000)
         connection.close()
-        seconds, rounds = (0.3, 1) if tiny else (4.0, 5)
+        seconds, rounds = (0.3, 1) if tiny else (2.5, 4)
         with Queries(settings) as queries:
             found = throughput(settings, queries, seconds, rounds)
             found += overhead(settings, queries, 5 if tiny else 60)
@@ -54,16 +55,22 @@ def throughput(settings: Settings, queries: Queries, seconds: float, rounds: int
     waits: list[float] = []
     bare = [connect(settings) for _ in range(CONNECTIONS)]
 
-    def dedicated() -> float:
-        return sum(looped([lambda c=c: ask(c, PARAMETERS) for c in bare], seconds, []))
+    def dedicated(parameters: Parameters) -> float:
+        return sum(looped([lambda c=c: ask(c, parameters) for c in bare], seconds, []))
 
-    def pooled() -> float:
-        return sum(looped([lambda: queries.execute_query(LAST_TRADES, PARAMETERS)] * CALLERS, seconds, waits))
+    def pooled(parameters: Parameters, waits: list[float]) -> float:
+        return sum(looped([lambda: queries.execute_query(LAST_TRADES, parameters)] * CALLERS, seconds, waits))
 
-    dedicated()
-    pooled()
+    contenders = {
+        "dedicated": lambda: dedicated(LARGE),
+        "pooled": lambda: pooled(LARGE, waits),
+        "dedicated small": lambda: dedicated(SMALL),
+        "pooled small": lambda: pooled(SMALL, []),
+    }
+    for contender in contenders.values():
+        contender()
     waits.clear()
-    values = interleaved({"dedicated": dedicated, "pooled": pooled}, rounds)
+    values = interleaved(contenders, rounds)
     for connection in bare:
         connection.close()
     return [
@@ -78,6 +85,11 @@ def throughput(settings: Settings, queries: Queries, seconds: float, rounds: int
             value=max(waits) / statistics.median(waits),
             unit="x",
             at_most=5,
+        ),
+        Figure(
+            name="the same, queries of 100 rows",
+            value=median_ratio(values, "pooled small", "dedicated small") * 100,
+            unit="%",
         ),
         Figure(name="pooled", value=statistics.median(values["pooled"]) / seconds, unit="queries/s"),
         Figure(name="dedicated", value=statistics.median(values["dedicated"]) / seconds, unit="queries/s"),
@@ -118,8 +130,8 @@ def overhead(settings: Settings, queries: Queries, rounds: int) -> list[Figure]:
         return time.perf_counter() - began
 
     contenders = {
-        "bare": lambda: once(lambda: ask(connection, ("trader-7", ROWS_TYPED))),
-        "typed": lambda: once(lambda: queries.get_trades(trader_id="trader-7", limit=ROWS_TYPED).rows()),
+        "bare": lambda: once(lambda: ask(connection, LARGE)),
+        "typed": lambda: once(lambda: queries.get_trades(trader_id="trader-7", limit=LARGE[1]).rows()),
     }
     interleaved(contenders, 5)
     values = interleaved(contenders, rounds)

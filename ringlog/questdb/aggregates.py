@@ -118,8 +118,10 @@ def _aggregate(
     call: Continuation,
 ) -> Plan[_Row]:
     where, parameters = conditions(filters)
-    raw = f"{rollup.raw_select()} WHERE {SPAN}{where}"
-    view = f"{rollup.view_select()} WHERE {SPAN}{where}"
+    fixed = {name: value for name, value in filters.items() if value is not None}
+    keys = [name for name in rollup.keys if name not in fixed]
+    raw = f"{rollup.raw_select(keys)} WHERE {SPAN}{where}"
+    view = f"{rollup.view_select(keys)} WHERE {SPAN}{where}"
     groups: Groups = {}
     covered: int | None = None
     start, end = 0, window.end_us
@@ -130,7 +132,7 @@ def _aggregate(
         start = end - window.duration_us
         for is_view, low, high in _sources(start, end, usable, deadline):
             rows = yield Statement(view if is_view else raw, (low, high, *parameters))
-            _merge(rollup, groups, rows)
+            _merge(rollup, groups, rows, fixed)
             covered = low
     except QueryTimeout:
         partial = True
@@ -167,12 +169,13 @@ def _sources(start: int, end: int, usable: bool, deadline: float) -> Generator[t
         yield False, start, first_minute
 
 
-def _merge(rollup: Rollup, groups: Groups, rows: Rows) -> None:
-    """Adds the rows of an older piece to the groups."""
-    width = len(rollup.keys)
+def _merge(rollup: Rollup, groups: Groups, rows: Rows, fixed: dict[str, Any]) -> None:
+    """Adds the rows of an older piece to the groups; the rows lack the keys that are `fixed` by a filter."""
+    width = len(rollup.keys) - len(fixed)
     measures = list(rollup.measures.values())
     for row in rows:
-        keys, values = row[:width], row[width:]
+        free, values = iter(row[:width]), row[width:]
+        keys = tuple(fixed[name] if name in fixed else next(free) for name in rollup.keys)
         known = groups.get(keys)
         if known is None:
             groups[keys] = list(values)

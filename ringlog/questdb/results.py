@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import keyword
 import types
 import typing
@@ -32,7 +33,6 @@ _KINDS = {
     1184: "datetime",
 }
 _KINDS |= {18: "str", 25: "str", 1042: "str", 1043: "str", 2950: "uuid", 17: "bytes"}
-TIMESTAMP_OIDS = frozenset({1114})
 
 
 class Span(NamedTuple):
@@ -86,15 +86,7 @@ class Result(Generic[RowT]):
     def rows(self) -> list[RowT]:
         """The typed rows; made at the first call, the same list at every call."""
         if self._rows is None:
-            times = [index for index, (_, kind) in enumerate(self._columns) if kind == "datetime"]
-            make = self._make
-            if not times:
-                self._rows = [make(*row) for row in self._tuples]
-            elif times == [0]:
-                utc = datetime.UTC
-                self._rows = [make(row[0] and row[0].replace(tzinfo=utc), *row[1:]) for row in self._tuples]
-            else:
-                self._rows = [make(*_aware(row, times)) for row in self._tuples]
+            self._rows = list(itertools.starmap(self._make, self._tuples))
         return self._rows
 
     def __len__(self) -> int:
@@ -146,14 +138,6 @@ class Result(Generic[RowT]):
         import polars as pl
 
         return pl.DataFrame(self.to_arrow())
-
-
-def _aware(row: tuple[Any, ...], times: list[int]) -> list[Any]:
-    values = list(row)
-    for index in times:
-        if values[index] is not None:
-            values[index] = values[index].replace(tzinfo=datetime.UTC)
-    return values
 
 
 @functools.cache

@@ -6,6 +6,7 @@ is in `schemas/questdb/<view>.sql`; a test holds it against `Rollup.definition`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -46,17 +47,19 @@ class Rollup(msgspec.Struct, frozen=True):
     @property
     def definition(self) -> str:
         """The view's query, normalised to one line."""
-        return f"SELECT timestamp, {self._raw_columns()} FROM {self.table} SAMPLE BY 1m"  # noqa: S608
+        return f"SELECT timestamp, {self._raw_columns(self.keys)} FROM {self.table} SAMPLE BY 1m"  # noqa: S608
 
-    def raw_select(self) -> str:
-        return f"SELECT {self._raw_columns()} FROM {self.table}"  # noqa: S608
+    def raw_select(self, keys: Collection[str]) -> str:
+        """The measures of raw rows by some of the keys; one key groups faster than three."""
+        return f"SELECT {self._raw_columns(keys)} FROM {self.table}"  # noqa: S608
 
-    def view_select(self) -> str:
+    def view_select(self, keys: Collection[str]) -> str:
+        """The same from the view."""
         merged = [f"{measure.merge}({name}) AS {name}" for name, measure in self.measures.items()]
-        return f"SELECT {', '.join([*self.keys, *merged])} FROM {self.view}"  # noqa: S608
+        return f"SELECT {', '.join([*keys, *merged])} FROM {self.view}"  # noqa: S608
 
-    def _raw_columns(self) -> str:
-        keys = [name if sql == name else f"{sql} AS {name}" for name, sql in self.keys.items()]
+    def _raw_columns(self, wanted: Collection[str]) -> str:
+        keys = [name if self.keys[name] == name else f"{self.keys[name]} AS {name}" for name in wanted]
         return ", ".join([*keys, *(f"{measure.raw} AS {name}" for name, measure in self.measures.items())])
 
 
