@@ -18,7 +18,7 @@ DURATION_US_MAX = 3_660 * 86_400_000_000
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 _TIMESTAMP_MIN_US = 0
-_TIMESTAMP_MAX_US = 4_102_444_800_000_000  # 2100-01-01
+TIMESTAMP_MAX_US = 4_102_444_800_000_000  # 2100-01-01
 _ORDERS = ("newest", "oldest")
 
 Time = datetime.datetime | int
@@ -80,7 +80,7 @@ def time_us(owner: str, value: Any) -> int | None:
         value = (value - _EPOCH) // _MICROSECOND
     if type(value) is not int:
         raise QueryError(f"{owner}: got {type(value).__name__}, wanted an aware datetime or int microseconds")
-    if not _TIMESTAMP_MIN_US <= value <= _TIMESTAMP_MAX_US:
+    if not _TIMESTAMP_MIN_US <= value <= TIMESTAMP_MAX_US:
         raise QueryError(f"{owner}: got {value}, wanted microseconds since 1970 up to the year 2100")
     return value
 
