@@ -169,8 +169,14 @@ class EmbeddedServer:
         self._child = self._process = None
 
     def stop_signal(self) -> None:
-        """SIGSTOP: the server keeps its sockets and answers nothing until `continue_signal()`."""
+        """SIGSTOP: the server keeps its sockets and answers nothing until `continue_signal()`.
+
+        Returns once all of it stands still: the threads of a process stop one after the other.
+        """
         self._signal_all(signal.SIGSTOP)
+        deadline = time.monotonic() + self._stop_timeout_s
+        while self._moves() and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL_S / 5)
 
     def continue_signal(self) -> None:
         self._signal_all(signal.SIGCONT)
@@ -190,6 +196,14 @@ class EmbeddedServer:
             for process in [self._process, *self._process.children(recursive=True)]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
+
+    def _moves(self) -> bool:
+        if self._process is None or not self.running:
+            return False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes = [self._process, *self._process.children(recursive=True)]
+            return any(process.status() != psutil.STATUS_STOPPED for process in processes)
+        return False
 
     def _wait_gone(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
