@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import psycopg
 
 from bench.figures import Figure, Result, interleaved, main, median_ratio
@@ -40,7 +41,7 @@ def run(tiny: bool) -> Result:
         seconds, rounds = (0.3, 1) if tiny else (2.5, 4)
         with Queries(settings) as queries:
             found = throughput(settings, queries, seconds, rounds)
-            found += overhead(settings, queries, 5 if tiny else 60)
+            found += overhead(settings, 5 if tiny else 60)
             found.append(recovery(server, queries))
             statistics_ = queries.statistics()
     return Result(
@@ -120,9 +121,13 @@ def looped(calls: list[Callable[[], Any]], seconds: float, waits: list[float]) -
     return counts
 
 
-def overhead(settings: Settings, queries: Queries, rounds: int) -> list[Figure]:
-    """A typed query of 1,000 rows, its rows made, against a bare cursor that fetches the same rows as tuples."""
+def overhead(settings: Settings, rounds: int) -> list[Figure]:
+    """A typed query of 1,000 rows, its rows made, against a bare cursor that fetches the same rows as tuples.
+
+    Each on one connection, so that nothing but the typed query's own work is between them.
+    """
     connection = connect(settings)
+    queries = Queries(msgspec.structs.replace(settings, query_pool_size_min=1, query_pool_size_max=1)).open()
 
     def once(call: Callable[[], Any]) -> float:
         began = time.perf_counter()
@@ -136,6 +141,7 @@ def overhead(settings: Settings, queries: Queries, rounds: int) -> list[Figure]:
     interleaved(contenders, 5)
     values = interleaved(contenders, rounds)
     connection.close()
+    queries.close()
     return [
         Figure(
             name="typed query over bare psycopg",

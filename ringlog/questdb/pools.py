@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 for _name in ("psycopg.pool", "stamina"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
-# A statement is prepared on the server when it comes for the second time on a connection.
+# A statement is prepared on the server when it comes for the third time on a connection.
 PREPARE_THRESHOLD = 2
 # An idle connection is asked whether it lives before it is given out; one that was used just now is not: the round
 # trip would cost every query, and a connection that broke meanwhile only costs a retry.
