@@ -35,6 +35,7 @@ ADOPT_INTERVAL_SECONDS = 0.5
 METRICS_INTERVAL_SECONDS = 10.0
 STATUS_INTERVAL_SECONDS = 1.0
 INTERVAL_SECONDS_MAX = 1.0
+SLOW_TICKS_MAX = 3  # so many in a row stretch the interval
 
 
 class Writer:
@@ -66,6 +67,7 @@ class Writer:
         self._stop = threading.Event()
         self._base_interval = settings.drain_interval_ms / 1000
         self._interval = self._base_interval
+        self._slow_ticks = 0
         self._process = psutil.Process()
         self._adopt_at = 0.0
         self._status_at = 0.0
@@ -254,17 +256,26 @@ class Writer:
             logger.warning("board says %s", reason.name.lower())
 
     def _adapt(self) -> None:
-        """A write that takes longer than the interval stretches it, up to 1 s; quick ones bring it back."""
+        """Writes that keep taking longer than the interval stretch it, up to 1 s; quick ones bring it back.
+
+        One slow write alone (a server that warms up, a merge) only warns: stretching costs every record its freshness.
+        """
         slowest, self.statistics.slowest_write_seconds = self.statistics.slowest_write_seconds, 0.0
         before = self._interval
         if slowest > before:
-            self._interval = min(before * 2, max(INTERVAL_SECONDS_MAX, self._base_interval))
+            self._slow_ticks += 1
+            stretch = self._slow_ticks >= SLOW_TICKS_MAX
+            if stretch:
+                self._interval = min(before * 2, max(INTERVAL_SECONDS_MAX, self._base_interval))
+                self._slow_ticks = 0
             logger.warning(
                 "write took %.0f ms interval_ms=%.0f was=%.0f", slowest * 1e3, self._interval * 1e3, before * 1e3
             )
-        elif slowest < before / 4 and before > self._base_interval:
-            self._interval = max(before / 2, self._base_interval)
-            logger.info("writes are quick interval_ms=%.0f was=%.0f", self._interval * 1e3, before * 1e3)
+        elif slowest:
+            self._slow_ticks = 0
+            if slowest < before / 4 and before > self._base_interval:
+                self._interval = max(before / 2, self._base_interval)
+                logger.info("writes are quick interval_ms=%.0f was=%.0f", self._interval * 1e3, before * 1e3)
 
     def _report(self) -> None:
         if self._delivery.is_open("performance_metrics") and self._delivery.has_room:
