@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ringlog.arrays import rows_of
     from ringlog.producer import Appender, AsyncProducer, Producer
+    from ringlog.questdb.async_queries import AsyncQueries
+    from ringlog.questdb.filters import TradeFilter
+    from ringlog.questdb.queries import Queries
     from ringlog.settings import Settings
 
 __version__ = "0.1.0"
@@ -16,6 +19,9 @@ logging.getLogger("ringlog").addHandler(logging.NullHandler())
 
 # Loaded on first use: a producer process pays for numpy and msgspec, never for a database client.
 _HOMES = {
+    "AsyncQueries": "ringlog.questdb.async_queries",
+    "Queries": "ringlog.questdb.queries",
+    "TradeFilter": "ringlog.questdb.filters",
     "Appender": "ringlog.producer",
     "AsyncProducer": "ringlog.producer",
     "Producer": "ringlog.producer",
@@ -23,7 +29,7 @@ _HOMES = {
     "Settings": "ringlog.settings",
 }
 
-__all__ = ["Appender", "AsyncProducer", "Producer", "Settings", "rows_of"]
+__all__ = ["Appender", "AsyncProducer", "AsyncQueries", "Producer", "Queries", "Settings", "TradeFilter", "rows_of"]
 
 
 def __getattr__(name: str) -> Any:
