@@ -16,7 +16,6 @@ from ringlog.disk import System
 from ringlog.layout import HEAD_OFFSET
 from ringlog.producer import Appender
 from ringlog.ring import store
-from ringlog.writer import writer as writer_module
 from ringlog.writer.delivery import Delivery, Settled
 
 BUGS = ("early-tail", "dedup-off", "seq-reuse", "skipped-fsync", "204-is-applied", "live-lane-adopted")
@@ -99,7 +98,6 @@ def plant_in_producer(bug: str, appender: Appender) -> Callable[[int], None]:
 if __name__ == "__main__":
     note_fsyncs(sys.argv[1], skip=sys.argv[2] == "skipped-fsync")
     plant_in_writer(sys.argv[2])
-    assert writer_module
     from ringlog.cli.writer import writer
 
     writer([])
