@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
+from ringlog.demo.appends import Durations, TimedAppends
 from ringlog.demo.feed import BookTop, MarketTrade, random_walk, read_recording, split_symbol
+from ringlog.demo.orphans import end_with_parent
 from ringlog.producer import Appender, Producer
 from ringlog.records import LatencySample, Trade
 from ringlog.settings import Settings
 
-SAMPLES_MAX = 1_000_000
-FRESHNESS_INTERVAL_NS = 5_000_000  # how often an append's time is kept, to see later when the row could be queried
 BASE_FEE_LAMPORTS = 5_000  # of one signature: solana.com/docs/core/fees
 
 
@@ -38,6 +36,7 @@ class Orders(msgspec.Struct):
     speed: float = 0.0  # of the recording; 0 for as fast as it can
     clock_offset_us: int = 0
     first_us: int = 0
+    temporary_dir: str = ""  # what has to go if the demo is killed
 
 
 class Result(msgspec.Struct):
@@ -47,59 +46,12 @@ class Result(msgspec.Struct):
     refused: dict[str, int]
 
 
-class Durations:
-    """Append times (ns) of one executor in a mapped file, which the session reads while they are written.
-
-    Word 0 counts the samples; the latest SAMPLES_MAX of them follow, the oldest overwritten first.
-    """
-
-    def __init__(self, directory: str, index: int, *, create: bool) -> None:
-        path = Path(directory) / f"append-{index}.npy"
-        mode: Any = "w+" if create else "r"
-        shape = (SAMPLES_MAX + 1,) if create else None
-        self.words: NDArray[np.int64] = np.lib.format.open_memmap(path, mode, np.int64, shape)
-        if create:
-            self.words[:] = 0  # faulted in now, not in the middle of an append
-
-    def latest(self, samples_max: int = SAMPLES_MAX) -> NDArray[np.int64]:
-        """The latest samples, at most `samples_max`, in no particular order: int64 (samples,)."""
-        count = int(self.words[0])
-        if count <= SAMPLES_MAX:
-            return self.words[1 + max(0, count - samples_max) : 1 + count]
-        at = count % SAMPLES_MAX
-        return self.words[1 + max(0, at - samples_max) : 1 + at] if at >= samples_max else self.words[1:]
-
-
-class _Watch:
-    """Times appends into memory that is there from the start."""
-
-    def __init__(self, durations: Durations) -> None:
-        self._durations_ns = durations.words
-        self.count = 0
-        self.samples: list[tuple[str, int, int, int]] = []
-        self._next_sample_ns = 0
-
-    def append(self, appender: Appender, call: Callable[..., bool], *values: Any) -> bool:
-        """Appends, times it, and once in a while keeps when and as which record."""
-        started = time.perf_counter_ns()
-        accepted = call(*values)
-        ended = time.perf_counter_ns()
-        self._durations_ns[1 + self.count % SAMPLES_MAX] = ended - started
-        self.count += 1
-        self._durations_ns[0] = self.count
-        if accepted and ended >= self._next_sample_ns:
-            self._next_sample_ns = ended + FRESHNESS_INTERVAL_NS
-            lane = appender.lane
-            if lane is not None:
-                self.samples.append((appender.layout.table, lane, appender.accepted - 1, time.monotonic_ns()))
-        return accepted
-
-
 def run(orders: Orders, is_started: Any, is_stopped: Any) -> None:
     """The process's main: waits for `is_started`, trades until done or `is_stopped`, writes its result to files."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the session is told, and says when to stop
-    watch = _Watch(Durations(orders.result_dir, orders.index, create=True))
+    end_with_parent(orders.runtime_dir, clears=orders.index == 0, temporary=orders.temporary_dir)
+    watch = TimedAppends(Durations(orders.result_dir, orders.index, create=True))
     producer = Producer([Trade, LatencySample], settings=Settings(runtime_dir=orders.runtime_dir)).open()
     try:
         trades, latencies = producer.appender(Trade), producer.appender(LatencySample)
@@ -177,7 +129,12 @@ def _values(trade: MarketTrade, book: BookTop | None, stamp_us: int | None) -> t
 
 
 def _trade_recording(
-    orders: Orders, watch: _Watch, trades: Appender, latencies: Appender, pace: Callable[[], bool], is_stopped: Any
+    orders: Orders,
+    watch: TimedAppends,
+    trades: Appender,
+    latencies: Appender,
+    pace: Callable[[], bool],
+    is_stopped: Any,
 ) -> None:
     """Every executor reads the whole feed and acts on its share of the lines: each line belongs to exactly one."""
     appends: dict[str, Callable[..., bool]] = {}
@@ -198,29 +155,16 @@ def _trade_recording(
             if append is None:
                 append = appends[message.trade.symbol] = _bound(orders, trades, *split_symbol(message.trade.symbol))
             values = _values(message.trade, book, message.receive_us)
-            if not _insist(watch, trades, append, values, pace, is_stopped):
+            if not watch.insist(trades, append, values, pace, is_stopped):
                 return
         if message.event_us is not None:
             jitter_us = float(message.receive_us - message.event_us - orders.clock_offset_us)
-            if not _insist(watch, latencies, sample, (message.stream, jitter_us, message.receive_us), pace, is_stopped):
+            if not watch.insist(latencies, sample, (message.stream, jitter_us, message.receive_us), pace, is_stopped):
                 return
 
 
-def _insist(
-    watch: _Watch, appender: Appender, call: Callable[..., bool], values: tuple[Any, ...], pace: Callable[[], bool],
-    is_stopped: Any,
-) -> bool:  # fmt: skip
-    """A replay can wait where a live executor could not: a refused record is offered again. False once stopped."""
-    if not pace():
-        return False
-    while not watch.append(appender, call, *values):
-        if is_stopped.wait(0.005):
-            return False
-    return True
-
-
 def _trade_generated(
-    orders: Orders, watch: _Watch, trades: Appender, latencies: Appender, pace: Callable[[], bool]
+    orders: Orders, watch: TimedAppends, trades: Appender, latencies: Appender, pace: Callable[[], bool]
 ) -> None:
     """A live executor: a record that is refused is gone, and counted."""
     market: Iterator[tuple[MarketTrade, BookTop]] = random_walk(orders.seed + orders.index)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +16,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ringlog.demo.executor import Durations, Orders, Result, run
+from ringlog.demo.appends import Durations
+from ringlog.demo.executor import Orders, Result, run
 from ringlog.demo.feed import Survey, survey
 from ringlog.demo.probe import Probe
 from ringlog.demo.report import AppendTimes, Percentiles, Report, WriteTimes
 from ringlog.demo.verification import Verdict, verify
 from ringlog.demo.view import View
+from ringlog.demo.writer_process import running_writer
 from ringlog.errors import RinglogError
 from ringlog.lanes.claims import cards, open_board
 from ringlog.lanes.instance import Instance
@@ -33,7 +32,7 @@ from ringlog.questdb.migrations import migrate
 from ringlog.records import PLATFORM_RECORDS, layout_of
 from ringlog.ring import IMPLEMENTATION
 from ringlog.servers import QuestDBServer
-from ringlog.settings import Secret, Settings
+from ringlog.settings import Settings
 
 STORE_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 20.0
@@ -67,7 +66,7 @@ def run_session(options: Options, view: View) -> tuple[Report, Settings]:
         instance = Instance(settings).open()
         stack.callback(_clean, instance)
         migrate(settings, [layout_of(record) for record in PLATFORM_RECORDS])
-        stack.enter_context(_writer(settings, directory / "writer.log"))
+        stack.enter_context(running_writer(settings, directory / "writer.log"))
         return _trade(options, found, settings, instance, directory, view), settings
 
 
@@ -101,38 +100,6 @@ def _directory(keep: Path | None, stack: contextlib.ExitStack) -> Path:
 def _clean(instance: Instance) -> None:
     with contextlib.suppress(RinglogError):
         remove_instance(instance)
-
-
-@contextlib.contextmanager
-def _writer(settings: Settings, log: Path) -> Iterator[None]:
-    """The writer as its users run it: `ringlog writer` in a process of its own."""
-    values = {field: getattr(settings, field) for field in settings.__struct_fields__}
-    environment = {
-        f"RINGLOG_{name.upper()}": value.reveal() if isinstance(value, Secret) else str(value)
-        for name, value in values.items()
-        if value not in ("", Secret())
-    }
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("RINGLOG_")}
-    ring = {"RINGLOG_RING": os.environ["RINGLOG_RING"]} if "RINGLOG_RING" in os.environ else {}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ringlog", "writer"],
-            env={**outside, **environment, **ring},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is ours to handle, and the writer is stopped last
-        )
-    try:
-        yield
-        if process.poll() is not None:
-            raise RinglogError(f"writer: got exit status {process.returncode}: {log.read_text()[-2000:]}")
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 class _Heads:
@@ -208,6 +175,7 @@ def _orders(options: Options, found: Survey | None, settings: Settings, results:
         executors=options.producers,
         runtime_dir=settings.runtime_dir,
         result_dir=str(results),
+        temporary_dir="" if options.keep else str(results.parent),
         rate=options.rate / options.producers,
         seconds=options.seconds,
         seed=options.seed,

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,39 @@ def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signa
         [sys.executable, "-m", "ringlog", "demo", "--json", "--seconds", "60", "--keep", str(kept)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not any((kept / "results").glob("append-*.npy")):
-        assert demo.poll() is None
-        assert time.monotonic() < deadline
+    wait_until(lambda: any((kept / "results").glob("append-*.npy")), demo)
     os.killpg(demo.pid, number)
     assert demo.wait(60) == 130
     assert segments_of(kept / "run") == []
     assert not [line for line in _processes() if str(kept) in line]
+
+
+def test_a_killed_demo_leaves_nothing_behind(tmp_path: Path) -> None:
+    """After kill -9 of the demo in the middle of trading its servers, writer, executors and segments go by themselves,
+    and so does the temporary directory."""
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "ringlog", "demo", "--json", "--seconds", "60"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    wait_until(lambda: any(tmp_path.glob("ringlog-demo-*/results/append-3.npy")), demo)
+    (directory,) = tmp_path.glob("ringlog-demo-*")
+    family = psutil.Process(demo.pid).children(recursive=True)
+    assert any("writer" in process.cmdline() for process in family)
+    assert segments_of(directory / "run")
+    demo.kill()
+    demo.wait()
+    _, alive = psutil.wait_procs(family, timeout=40)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert segments_of(directory / "run") == []
+    assert list(tmp_path.glob("ringlog-*")) == []
+
+
+def wait_until(condition: Callable[[], bool], demo: subprocess.Popen[bytes], deadline_s: float = 60.0) -> None:
+    deadline = time.monotonic() + deadline_s
+    while not condition():
+        assert demo.poll() is None
+        assert time.monotonic() < deadline, "the condition did not come true in time"
 
 
 def _processes() -> list[str]:

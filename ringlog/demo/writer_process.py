@@ -1,0 +1,59 @@
+"""The writer as its users run it: `ringlog writer` in a process of its own, which ends with the demo's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ringlog.errors import RinglogError
+from ringlog.servers import guard
+from ringlog.settings import PREFIX, Secret, Settings
+
+STOP_TIMEOUT_SECONDS = 20.0
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The `RINGLOG_*` variables that give another process these settings, secrets revealed."""
+    values = {field: getattr(settings, field) for field in settings.__struct_fields__}
+    return {
+        f"{PREFIX}{name.upper()}": value.reveal() if isinstance(value, Secret) else str(value)
+        for name, value in values.items()
+        if value not in ("", Secret())
+    }
+
+
+@contextlib.contextmanager
+def running_writer(settings: Settings, log: Path) -> Iterator[None]:
+    """Runs the writer until the end of the block, then lets it deliver what is in the lanes.
+
+    A guard ends it too if this process is killed. Raises RinglogError with the end of the log where it ended by itself.
+    """
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    ring = {"RINGLOG_RING": os.environ["RINGLOG_RING"]} if "RINGLOG_RING" in os.environ else {}
+    guarded = [sys.executable, "-I", "-S", str(guard.__file__)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*guarded, str(os.getpid()), sys.executable, "-m", "ringlog", "writer"],
+            env={**outside, **environment_of(settings), **ring},
+            stdin=subprocess.PIPE,  # the guard's life line
+            stdout=subprocess.PIPE,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is ours to handle, and the writer is stopped last
+        )
+    try:
+        yield
+        if process.poll() is not None:
+            raise RinglogError(f"writer: got exit status {process.returncode}: {log.read_text()[-2000:]}")
+    finally:
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()  # the guard sends SIGTERM, and SIGKILL after 10 s
+        try:
+            process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
