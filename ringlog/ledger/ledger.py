@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from ringlog.disk import Directory, Reserve, close_quietly, refusal, write_all
-from ringlog.errors import SpoolUnusable
+from ringlog.ledger.accounts import Accounts
 from ringlog.ledger.balance import Balance, LiveLane
 from ringlog.ledger.entries import (
     VERSION,
@@ -18,7 +18,6 @@ from ringlog.ledger.entries import (
     Retired,
     Term,
     Version,
-    from_line,
     to_line,
 )
 from ringlog.spans import SeqSet, Span
@@ -28,45 +27,6 @@ logger = logging.getLogger(__name__)
 NAME = "ledger"
 COMPACT_BYTES = 1024 * 1024
 CLOSED_LANES_MAX = 10_000  # with all their records settled; older ones live on as totals
-
-
-class _Lane:
-    """One lane's records by term; a record is in at most one set."""
-
-    __slots__ = ("boot_id", "head", "is_closed", "sets", "table")
-
-    def __init__(self, table: str, boot_id: str) -> None:
-        self.table = table
-        self.boot_id = boot_id
-        self.head = 0  # the largest one known; final once closed
-        self.is_closed = False
-        self.sets: dict[Term, SeqSet] = {}
-
-    def assign(self, term: Term, start: int, end: int) -> None:
-        self.head = self.head if self.is_closed else max(self.head, end)
-        if term is Term.CONFIRMED:
-            parts = [(start, end)]
-        else:  # confirmed is the last word: a copy that is spooled or refused later changes nothing
-            parts = list(self.sets.get(Term.CONFIRMED, SeqSet()).gaps(start, end))
-        for part in parts:
-            for other, members in self.sets.items():
-                if other is not term:
-                    members.discard(*part)
-            self.sets.setdefault(term, SeqSet()).add(*part)
-
-    def known(self) -> SeqSet:
-        """All records that have a term."""
-        known = SeqSet()
-        for members in self.sets.values():
-            for start, end in members:
-                known.add(start, end)
-        return known
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing about this lane can change any more."""
-        waiting = self.sets.get(Term.SPOOLED) or self.sets.get(Term.DEAD_LETTERS)
-        return self.is_closed and not waiting and len(self.known()) == self.head
 
 
 class Ledger:
@@ -82,61 +42,26 @@ class Ledger:
         self._directory = directory
         self._reserve = reserve
         self._boot_id = boot_id
-        self._lanes: dict[int, _Lane] = {}
-        self._retired: dict[str, dict[Term, int]] = {}
+        self._accounts = Accounts(boot_id)
         self._descriptor = -1  # none: what is in memory is not all on disk, and must be written whole
         self._length = 0
         self._compact_at = 0
-        self.broken_lines = 0
         self._load()
-        for lane, state in self._lanes.items():
-            if state.boot_id != boot_id and not state.is_closed:
-                self._lose(lane, state)
+        for lane, lost in self._accounts.lose_other_boots().items():
+            self._tell_lost(lane, lost)
         self._compact()
 
     def _load(self) -> None:
         content = self._directory.read(NAME) or b""
-        lines = content.split(b"\n")
-        for number, line in enumerate(lines):
-            entry = from_line(line) if line else None
-            if isinstance(entry, Version) and entry.version != VERSION:
-                path = self._directory.path / NAME
-                raise SpoolUnusable(f"{path}: got version {entry.version}, wanted {VERSION}; it is left as it is")
-            if entry is not None:
-                self._apply(entry)
-            elif line and number < len(lines) - 1:  # the last may be torn by a crash: it was never relied on
-                self.broken_lines += 1
+        self._accounts.load(content, self._directory.path / NAME)
         if self.broken_lines:
             logger.error("ledger has broken lines=%d, the file is kept as %s.broken", self.broken_lines, NAME)
             self._reserve.spend(lambda: self._directory.replace(f"{NAME}.broken", content))
 
-    def _apply(self, entry: Entry) -> None:
-        match entry:
-            case Recorded():
-                for lane, first_seq, rows in entry.spans:
-                    state = self._lane(lane, entry.table, entry.boot_id)
-                    state.assign(entry.term, first_seq, first_seq + rows)
-            case Heads():
-                for lane, head in entry.heads:
-                    state = self._lane(lane, entry.table, entry.boot_id)
-                    state.head = state.head if state.is_closed else max(state.head, head)
-            case Closed():
-                state = self._lane(entry.lane, entry.table, entry.boot_id)
-                state.head, state.is_closed = entry.head, True
-            case LaneEntry():
-                state = self._lane(entry.lane, entry.table, entry.boot_id)
-                state.head, state.is_closed = entry.head, entry.is_closed
-                state.sets = {term: SeqSet(ranges) for term, ranges in entry.ranges.items()}
-            case Retired():
-                self._retired[entry.table] = entry.rows
-            case Version():
-                pass
-
-    def _lane(self, lane: int, table: str, boot_id: str) -> _Lane:
-        state = self._lanes.get(lane)
-        if state is None:
-            state = self._lanes[lane] = _Lane(table, boot_id)
-        return state
+    @property
+    def broken_lines(self) -> int:
+        """Lines of the file, as it was at the start, that did not prove themselves."""
+        return self._accounts.broken_lines
 
     def record(self, term: Term, table: str, spans: Iterable[Span], *, durable: bool = False) -> None:
         """Records of a table are now there. Call it before the lane's tail or the spool's cursor moves."""
@@ -148,7 +73,7 @@ class Ledger:
 
     def see(self, table: str, heads: Mapping[int, int]) -> None:
         """How far the lanes of a table have got: what a reboot then takes is counted from here."""
-        known = self._lanes
+        known = self._accounts.lanes
         moved = [(lane, head) for lane, head in heads.items() if lane not in known or known[lane].head < head]
         if moved:
             self._write(Heads(table, self._boot_id, moved))
@@ -160,19 +85,16 @@ class Ledger:
 
     def lose_lane(self, lane: int) -> None:
         """The lane's segment is gone with what had no term yet (another boot, another IPC namespace)."""
-        state = self._lanes.get(lane)
-        if state is not None and not state.is_closed:
-            self._lose(lane, state)
+        account = self._accounts.lanes.get(lane)
+        if account is not None and not account.is_closed:
+            self._tell_lost(lane, self._accounts.lose(lane))
             self._compact()
 
-    def _lose(self, lane: int, state: _Lane) -> None:
-        lost = list(state.known().gaps(0, state.head))
-        for start, end in lost:
-            state.assign(Term.LOST_AT_REBOOT, start, end)
-        state.is_closed = True
+    def _tell_lost(self, lane: int, lost: list[tuple[int, int]]) -> None:
         if lost:
             rows = sum(end - start for start, end in lost)
-            logger.error("lane=%016x table=%s lost at reboot rows=%d ranges=%s", lane, state.table, rows, lost[:10])
+            table = self._accounts.lanes[lane].table
+            logger.error("lane=%016x table=%s lost at reboot rows=%d ranges=%s", lane, table, rows, lost[:10])
 
     def reconcile(self, spooled: Iterable[tuple[str, Span]]) -> list[Span]:
         """Compares with what the spool can give (table and span), at start; returns what it cannot give.
@@ -183,17 +105,17 @@ class Ledger:
         on_disk: dict[int, SeqSet] = {}
         for table, span in spooled:
             on_disk.setdefault(span.lane, SeqSet()).add(span.first_seq, span.first_seq + span.rows)
-            self._lane(span.lane, table, self._boot_id)
+            self._accounts.lane(span.lane, table, self._boot_id)
         for lane, members in on_disk.items():
             spans = [Span(lane, start, end - start) for start, end in members]
-            self.record(Term.SPOOLED, self._lanes[lane].table, spans)
+            self.record(Term.SPOOLED, self._accounts.lanes[lane].table, spans)
         destroyed: list[Span] = []
-        for lane, state in self._lanes.items():
+        for lane, state in self._accounts.lanes.items():
             found = on_disk.get(lane, SeqSet())
             parts = [part for range_ in state.sets.get(Term.SPOOLED, SeqSet()) for part in found.gaps(*range_)]
             destroyed += [Span(lane, start, end - start) for start, end in parts]
         for span in destroyed:
-            self.record(Term.QUARANTINED, self._lanes[span.lane].table, [span])
+            self.record(Term.QUARANTINED, self._accounts.lanes[span.lane].table, [span])
         self.sync()
         return destroyed
 
@@ -202,8 +124,8 @@ class Ledger:
         parts = [
             Span(span.lane, start, end - start)
             for span in delivered
-            if span.lane in self._lanes
-            for start, end in self._lanes[span.lane]
+            if span.lane in self._accounts.lanes
+            for start, end in self._accounts.lanes[span.lane]
             .sets.get(Term.DEAD_LETTERS, SeqSet())
             .within(span.first_seq, span.first_seq + span.rows)
         ]
@@ -211,35 +133,11 @@ class Ledger:
 
     def spans(self, term: Term, table: str) -> list[Span]:
         """The records of a table that have a term, as spans; lanes that are over and settled are not listed."""
-        return [
-            Span(lane, start, end - start)
-            for lane, state in self._lanes.items()
-            if state.table == table
-            for start, end in state.sets.get(term, ())
-        ]
+        return self._accounts.spans(term, table)
 
     def balance(self, live: Mapping[int, LiveLane]) -> dict[str, Balance]:
         """The equation for each table; `live` are the lanes whose segments exist, read before this call."""
-        balances: dict[str, Balance] = {}
-        for table, rows in self._retired.items():
-            balance = balances.setdefault(table, Balance())
-            balance.accepted += sum(rows.values())
-            for term, count in rows.items():
-                balance.rows[term] += count
-        for lane in self._lanes.keys() | live.keys():
-            state = self._lanes.get(lane) or _Lane(live[lane].table, self._boot_id)
-            balance = balances.setdefault(state.table, Balance())
-            tail = head = state.head
-            if lane in live and not state.is_closed:
-                tail, head = live[lane].tail, live[lane].head
-            known = state.known()
-            balance.accepted += head
-            balance.in_lanes += sum(end - start for start, end in known.gaps(tail, head))
-            balance.missing += [Span(lane, start, end - start) for start, end in known.gaps(0, tail)]
-            balance.excess += [Span(lane, start, end - start) for start, end in known.within(head, known.end)]
-            for term, members in state.sets.items():
-                balance.rows[term] += len(members)
-        return balances
+        return self._accounts.balance(live)
 
     def sync(self) -> None:
         """Makes all entries so far durable."""
@@ -254,7 +152,7 @@ class Ledger:
             self._compact()
 
     def _write(self, entry: Entry) -> None:
-        self._apply(entry)
+        self._accounts.apply(entry)
         if self._descriptor < 0 or self._length > self._compact_at:
             self._compact()
             return
@@ -273,8 +171,8 @@ class Ledger:
         """Writes all that is known to a new file, durable when this returns."""
         self._retire()
         entries: list[Entry] = [Version(VERSION)]
-        entries += [Retired(table, rows) for table, rows in self._retired.items()]
-        for lane, state in self._lanes.items():
+        entries += [Retired(table, rows) for table, rows in self._accounts.retired.items()]
+        for lane, state in self._accounts.lanes.items():
             ranges = {term: list(members) for term, members in state.sets.items() if members}
             entries.append(LaneEntry(lane, state.table, state.boot_id, state.head, state.is_closed, ranges))
         content = b"".join(map(to_line, entries))
@@ -288,12 +186,12 @@ class Ledger:
 
     def _retire(self) -> None:
         """Turns the oldest settled lanes into totals, so that a million short-lived lanes cost nothing."""
-        closed = [lane for lane, state in self._lanes.items() if state.is_closed]
+        closed = [lane for lane, state in self._accounts.lanes.items() if state.is_closed]
         for lane in closed[: max(0, len(closed) - CLOSED_LANES_MAX)]:
-            state = self._lanes[lane]
+            state = self._accounts.lanes[lane]
             if state.is_settled:
-                del self._lanes[lane]
-                rows = self._retired.setdefault(state.table, {})
+                del self._accounts.lanes[lane]
+                rows = self._accounts.retired.setdefault(state.table, {})
                 for term, members in state.sets.items():
                     rows[term] = rows.get(term, 0) + len(members)
 

@@ -1,0 +1,157 @@
+"""What a ledger's entries say together: each record's term, by lane; in memory, without a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ringlog.errors import SpoolUnusable
+from ringlog.ledger.balance import Balance, LiveLane
+from ringlog.ledger.entries import VERSION, Closed, Entry, Heads, LaneEntry, Recorded, Retired, Term, Version, from_line
+from ringlog.spans import SeqSet, Span
+
+
+class LaneAccount:
+    """One lane's records by term; a record is in at most one set."""
+
+    __slots__ = ("boot_id", "head", "is_closed", "sets", "table")
+
+    def __init__(self, table: str, boot_id: str) -> None:
+        self.table = table
+        self.boot_id = boot_id
+        self.head = 0  # the largest one known; final once closed
+        self.is_closed = False
+        self.sets: dict[Term, SeqSet] = {}
+
+    def assign(self, term: Term, start: int, end: int) -> None:
+        self.head = self.head if self.is_closed else max(self.head, end)
+        if term is Term.CONFIRMED:
+            parts = [(start, end)]
+        else:  # confirmed is the last word: a copy that is spooled or refused later changes nothing
+            parts = list(self.sets.get(Term.CONFIRMED, SeqSet()).gaps(start, end))
+        for part in parts:
+            for other, members in self.sets.items():
+                if other is not term:
+                    members.discard(*part)
+            self.sets.setdefault(term, SeqSet()).add(*part)
+
+    def known(self) -> SeqSet:
+        """All records that have a term."""
+        known = SeqSet()
+        for members in self.sets.values():
+            for start, end in members:
+                known.add(start, end)
+        return known
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing about this lane can change any more."""
+        waiting = self.sets.get(Term.SPOOLED) or self.sets.get(Term.DEAD_LETTERS)
+        return self.is_closed and not waiting and len(self.known()) == self.head
+
+
+class Accounts:
+    """All lanes of an instance, built from entries; the ledger keeps one, and whoever reads its file builds one.
+
+    `lanes` maps lane to account; `retired` has the totals by table and term of lanes that are over and not listed;
+    `broken_lines` counts lines that do not prove themselves.
+    """
+
+    def __init__(self, boot_id: str) -> None:
+        self.boot_id = boot_id
+        self.lanes: dict[int, LaneAccount] = {}
+        self.retired: dict[str, dict[Term, int]] = {}
+        self.broken_lines = 0
+
+    def load(self, content: bytes, path: Path) -> None:
+        """Applies the lines of a ledger's file. Raises SpoolUnusable, naming `path`, where it is of another version."""
+        lines = content.split(b"\n")
+        for number, line in enumerate(lines):
+            entry = from_line(line) if line else None
+            if isinstance(entry, Version) and entry.version != VERSION:
+                raise SpoolUnusable(f"{path}: got version {entry.version}, wanted {VERSION}; it is left as it is")
+            if entry is not None:
+                self.apply(entry)
+            elif line and number < len(lines) - 1:  # the last may be torn by a crash: it was never relied on
+                self.broken_lines += 1
+
+    def apply(self, entry: Entry) -> None:
+        match entry:
+            case Recorded():
+                for lane, first_seq, rows in entry.spans:
+                    account = self.lane(lane, entry.table, entry.boot_id)
+                    account.assign(entry.term, first_seq, first_seq + rows)
+            case Heads():
+                for lane, head in entry.heads:
+                    account = self.lane(lane, entry.table, entry.boot_id)
+                    account.head = account.head if account.is_closed else max(account.head, head)
+            case Closed():
+                account = self.lane(entry.lane, entry.table, entry.boot_id)
+                account.head, account.is_closed = entry.head, True
+            case LaneEntry():
+                account = self.lane(entry.lane, entry.table, entry.boot_id)
+                account.head, account.is_closed = entry.head, entry.is_closed
+                account.sets = {term: SeqSet(ranges) for term, ranges in entry.ranges.items()}
+            case Retired():
+                self.retired[entry.table] = entry.rows
+            case Version():
+                pass
+
+    def lane(self, lane: int, table: str, boot_id: str) -> LaneAccount:
+        """The lane's account, opened where it is new."""
+        account = self.lanes.get(lane)
+        if account is None:
+            account = self.lanes[lane] = LaneAccount(table, boot_id)
+        return account
+
+    def lose(self, lane: int) -> list[tuple[int, int]]:
+        """What has no term is gone with the lane's segment: the ranges that became LOST_AT_REBOOT."""
+        account = self.lanes[lane]
+        lost = list(account.known().gaps(0, account.head))
+        for start, end in lost:
+            account.assign(Term.LOST_AT_REBOOT, start, end)
+        account.is_closed = True
+        return lost
+
+    def lose_other_boots(self) -> dict[int, list[tuple[int, int]]]:
+        """Shared memory does not outlive a boot: what every open lane of another boot lost, by lane."""
+        over = [
+            lane for lane, account in self.lanes.items() if account.boot_id != self.boot_id and not account.is_closed
+        ]
+        return {lane: self.lose(lane) for lane in over}
+
+    def spans(self, term: Term, table: str) -> list[Span]:
+        """The records of a table that have a term, as spans; lanes that are over and settled are not listed."""
+        return [
+            Span(lane, start, end - start)
+            for lane, account in self.lanes.items()
+            if account.table == table
+            for start, end in account.sets.get(term, ())
+        ]
+
+    def balance(self, live: Mapping[int, LiveLane]) -> dict[str, Balance]:
+        """The equation for each table.
+
+        `live` are the lanes whose segments exist. While a writer and producers run, tails must be read before the entries
+        and heads after them: a tail only passes records that have a term, and a term is only given below a head.
+        """
+        balances: dict[str, Balance] = {}
+        for table, rows in self.retired.items():
+            balance = balances.setdefault(table, Balance())
+            balance.accepted += sum(rows.values())
+            for term, count in rows.items():
+                balance.rows[term] += count
+        for lane in self.lanes.keys() | live.keys():
+            account = self.lanes.get(lane) or LaneAccount(live[lane].table, self.boot_id)
+            balance = balances.setdefault(account.table, Balance())
+            tail = head = account.head
+            if lane in live and not account.is_closed:
+                tail, head = live[lane].tail, live[lane].head
+            known = account.known()
+            balance.accepted += head
+            balance.in_lanes += sum(end - start for start, end in known.gaps(tail, head))
+            balance.missing += [Span(lane, start, end - start) for start, end in known.gaps(0, tail)]
+            balance.excess += [Span(lane, start, end - start) for start, end in known.within(head, known.end)]
+            for term, members in account.sets.items():
+                balance.rows[term] += len(members)
+        return balances
