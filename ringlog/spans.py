@@ -69,6 +69,11 @@ class SeqSet:
             yield start, end
 
     @property
+    def start(self) -> int:
+        """The smallest member; 0 of the empty set."""
+        return self._starts[0] if self._starts else 0
+
+    @property
     def end(self) -> int:
         """One more than the largest member; 0 of the empty set."""
         return self._ends[-1] if self._ends else 0

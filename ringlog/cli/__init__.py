@@ -20,6 +20,7 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 # name: (where the command is, its help in one line: kept here so that --help loads none of them)
 COMMANDS = {
+    "audit": ("ringlog.cli.audit:audit", "Prove that every accepted record is where the ledger says."),
     "dead-letters": ("ringlog.cli.dead_letters:dead_letters", "List, export and retry what the server refused."),
     "demo": ("ringlog.cli.demo:demo", "Trade a market through every part of ringlog, and check every record."),
     "migrate": ("ringlog.cli.migrate:migrate", "Make and verify the tables of QuestDB and PostgreSQL."),

@@ -132,8 +132,8 @@ class Accounts:
     def balance(self, live: Mapping[int, LiveLane]) -> dict[str, Balance]:
         """The equation for each table.
 
-        `live` are the lanes whose segments exist. While a writer and producers run, tails must be read before the entries
-        and heads after them: a tail only passes records that have a term, and a term is only given below a head.
+        `live` are the lanes whose segments exist. While a writer and producers run, tails must be read before the
+        entries and heads after them: a tail only passes records that have a term, a term is only given below a head.
         """
         balances: dict[str, Balance] = {}
         for table, rows in self.retired.items():

@@ -71,6 +71,19 @@ def executed_cuts(connection: Connection) -> dict[str, int]:
     return {table: cut for table, cut in rows if cut is not None}
 
 
+def rows_taken(connection: Connection) -> dict[str, int]:
+    """How many rows retention has taken from each table in all; what a run that died may have taken is counted too."""
+    dropped = _asked(
+        connection,
+        "SELECT table_name, sum(rows) FROM retention_audit WHERE outcome = %s AND partition_name IS NOT NULL",
+        (DROPPED,),
+    )
+    taken = {table: int(rows or 0) for table, rows in dropped}
+    for entry in unresolved(connection):
+        taken[entry.table] = taken.get(entry.table, 0) + entry.rows
+    return taken
+
+
 def held_at(connection: Connection, table: str) -> int | None:
     """When (microseconds, the server's clock) the table was first held since it was last executed; None if not."""
     rows = _asked(

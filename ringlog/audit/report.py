@@ -1,0 +1,96 @@
+"""What an audit says: the equation of each table in numbers, and every record that is not where it should be."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+import msgspec
+
+from ringlog.spans import SeqSet
+
+
+class Kind(enum.StrEnum):
+    """Of a difference."""
+
+    LOST = "lost"  # the ledger says where it is, and it is not there; or it was accepted and is nowhere
+    DOUBLED = "doubled"  # more than one row has its lane and seq
+    UNEXPECTED = "unexpected"  # no lane ever accepted it
+
+
+class Place(enum.StrEnum):
+    """Where a difference was found."""
+
+    LEDGER = "ledger"
+    SPOOL = "spool"
+    DEAD_LETTERS = "dead letters"
+    QUESTDB = "questdb"
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """Consecutive records of one lane (hexadecimal, as the logs show it): `first_seq` to `last_seq`, both included."""
+
+    kind: Kind
+    place: Place
+    table: str
+    lane: str
+    first_seq: int
+    last_seq: int
+    rows: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} in {self.place}: table={self.table} lane={self.lane} seq={self.first_seq}-{self.last_seq} "
+            f"rows={self.rows}"
+        )
+
+
+def differences(
+    kind: Kind, place: Place, table: str, lane: int, ranges: Iterable[tuple[int, int]] | SeqSet
+) -> list[Difference]:
+    """One for each half-open range."""
+    return [
+        Difference(
+            kind=kind,
+            place=place,
+            table=table,
+            lane=f"{lane:016x}",
+            first_seq=start,
+            last_seq=end - 1,
+            rows=end - start,
+        )
+        for start, end in ranges
+    ]
+
+
+class TableReport(msgspec.Struct, kw_only=True):
+    """One table, in records: `accepted` is the sum of the seven that follow; `stored` is what QuestDB has of them.
+
+    `stored` is None where the server could not be asked. `other_rows` in the table are of lanes that this instance does
+    not list: other instances, the writer's own metrics, lanes that were over long ago. `taken_by_retention` were
+    confirmed, and went with a partition.
+    """
+
+    accepted: int
+    confirmed: int
+    spooled: int
+    in_lanes: int
+    dead_letters: int
+    expired: int
+    quarantined: int
+    lost_at_reboot: int
+    stored: int | None = None
+    other_rows: int | None = None
+    taken_by_retention: int = 0
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """`unproved` says in words what could not be looked at; with it, or with any difference, the proof has failed."""
+
+    tables: dict[str, TableReport]
+    differences: list[Difference]
+    unproved: list[str]
+
+    @property
+    def is_exact(self) -> bool:
+        return not self.differences and not self.unproved
