@@ -2,7 +2,8 @@
 
 Batched: a loop over records that differ, timed as a whole; the loop is the same for both, and what the loop costs by
 itself is reported. Paced: each call timed by itself, appends and empty calls in turn, the writer draining into QuestDB
-beside them; what two readings of the clock cost is subtracted from both.
+beside them; what two readings of the clock cost is subtracted from both. The caller makes a trade's amounts and texts
+just before it appends them, as an executor does; one more pace appends values that lay untouched for a tenth of a second.
 
     python -m bench.append [--json] [--tiny]
 """
@@ -28,8 +29,8 @@ from ringlog.settings import Settings
 from ringlog.validation import Coercion
 
 ROUNDS = 5
-# Calls/s, of which half are appends, and records/s that another producer appends beside them.
-PACES = ((20_000, 1), (1_000, 9_500), (20_000, 90_000))
+# Calls/s, of which half are appends; records/s that another producer appends beside them; whether values are just made.
+PACES = ((20_000, 1, True), (1_000, 9_500, True), (20_000, 90_000, True), (20_000, 1, False))
 TAIL_OFFSET = 384
 Timed = Callable[[list[tuple[Any, ...]]], float]
 
@@ -114,7 +115,7 @@ def clock_costs(count: int) -> list[float]:
     return found
 
 
-def paced(append: Callable[..., Any], rate: float, seconds: float) -> dict[str, Any]:
+def paced(append: Callable[..., Any], rate: float, seconds: float, is_fresh: bool) -> dict[str, Any]:
     """Calls at `rate`/s, appends and empty calls in turn, each timed: percentiles in ns, the clock's cost off."""
     empty = empty_function(FIELDS)
     clock = time.perf_counter_ns
@@ -130,6 +131,8 @@ def paced(append: Callable[..., Any], rate: float, seconds: float) -> dict[str, 
             time.sleep(max(due - clock() - 100_000, 0) / 1e9)
         while clock() < due:
             pass
+        if is_fresh:
+            f, g, h, l, p, q = f * 1.5, g * 1.5, h * 1.5, l * 1.5, p[:44] + p[44:], q[:9] + q[9:]  # noqa: E741
         if call % 2:
             at = clock()
             append(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q)
@@ -150,12 +153,14 @@ def paced(append: Callable[..., Any], rate: float, seconds: float) -> dict[str, 
     return found
 
 
-def paced_rounds(settings: Settings, rate: float, beside_rate: float, seconds: float) -> dict[str, Any]:
+def paced_rounds(
+    settings: Settings, rate: float, beside_rate: float, seconds: float, is_fresh: bool
+) -> dict[str, Any]:
     """`paced` with the writer draining and another producer that appends `beside_rate` records/s: median of rounds."""
     with beside(settings, {"Trade": beside_rate}), Producer([Trade], settings=settings) as producer:
         append = producer.appender(Trade).append
-        paced(append, rate, seconds / ROUNDS)  # warm
-        rounds = [paced(append, rate, seconds / ROUNDS) for _ in range(ROUNDS)]
+        paced(append, rate, seconds / ROUNDS, is_fresh)  # warm
+        rounds = [paced(append, rate, seconds / ROUNDS, is_fresh) for _ in range(ROUNDS)]
         if any(producer.appender(Trade).refused().values()):
             raise RuntimeError(f"appends were refused: {producer.appender(Trade).refused()}")
     found: dict[str, Any] = {
@@ -183,11 +188,16 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
     ]
     seconds = 0.1 if tiny else 10.0
     with server(running) as questdb:
-        for rate, rest in PACES[:1] if tiny else PACES:
+        for rate, rest, is_fresh in PACES[:1] if tiny else PACES:
             with instance(questdb) as settings:
-                found = details[f"paced_{rate}_beside_{rest}"] = paced_rounds(settings, rate, rest, seconds)
+                found = paced_rounds(settings, rate, rest, seconds, is_fresh)
+            details[f"paced_{rate}_beside_{rest}{'' if is_fresh else '_untouched_values'}"] = found
             heavy = rest > 10_000
             what = f"paced {rate:,} calls/s, writer at {'100,000' if heavy else '10,000'} rows/s"
+            if not is_fresh:
+                ratios = {at: found[f"ratio_{at}"] for at in ("p50", "p99")}
+                figures += [Figure(name=f"{what}, untouched values, {at}", value=ratios[at], unit="x") for at in ratios]
+                continue
             figures += [
                 Figure(name=f"{what}, p50", value=found["ratio_p50"], unit="x", at_most=2 if heavy else 1.5),
                 Figure(name=f"{what}, p99", value=found["ratio_p99"], unit="x", at_most=None if heavy else 2),

@@ -36,7 +36,7 @@
 #define LONG_SMALL_VALUE(value) (((PyLongObject *)(value))->ob_digit[0])
 #endif
 
-enum kind { TIMESTAMP, DOUBLE, LONG, BOOLEAN, SYMBOL, VARCHAR, JSON };
+enum kind { TIMESTAMP, DOUBLE, LONG, BOOLEAN, SYMBOL, VARCHAR, JSON, KINDS };
 enum refused { FULL, BOARD, BUDGET, REENTRANT, CLOSED, REFUSED_WORDS };
 enum outcome { WRITTEN, COERCE, FAILED };
 
@@ -57,16 +57,15 @@ typedef struct {
     int64_t *integers;  /* or the values of a long's */
 } Choices;
 
-/* The symbols that a field was given lately, by the identity of the str, with their checked bytes: two for each set. */
-#define SYMBOL_SETS 8
+/* A symbol that a field was given lately, by the identity of the str, with its checked bytes: a cache line. */
+#define KEPT_SHIFT 4 /* entries of a field, as a power of two */
+#define KEPT (1u << KEPT_SHIFT)
+#define IMAGE_BYTES 56
 typedef struct {
-    PyObject *texts[2 * SYMBOL_SETS]; /* owned: as long as one is here, no other object has its address */
-    uint32_t stride;                  /* bytes of an entry of `images`: u16 length and text, whole words */
-    uint32_t turn;                    /* which of a set's two is replaced next */
-    unsigned char images[];
-} SymbolCache;
+    PyObject *text;                    /* owned: as long as it is here, no other object has its address */
+    unsigned char image[IMAGE_BYTES]; /* u16 length and text */
+} Symbol;
 
-/* One field, in a cache line: an append walks over all of them. */
 typedef struct {
     uint8_t kind;
     uint8_t nullable;
@@ -75,7 +74,7 @@ typedef struct {
     uint32_t offset;
     uint32_t width;
     Limit minimum, maximum; /* of a double or a long */
-    SymbolCache *cache;     /* of a symbol: owned */
+    Symbol *symbols;        /* KEPT of them; NULL: this field keeps none */
     Choices *choices;       /* owned, or NULL */
     PyObject *name;         /* owned, interned */
 } Field;
@@ -111,9 +110,8 @@ static void choices_free(Choices *choices)
 static void field_clear(Field *field)
 {
     choices_free(field->choices);
-    for (int i = 0; field->cache && i < 2 * SYMBOL_SETS; i++)
-        Py_XDECREF(field->cache->texts[i]);
-    PyMem_Free(field->cache);
+    for (uint32_t i = 0; field->symbols && i < KEPT; i++)
+        Py_XDECREF(field->symbols[i].text);
     Py_XDECREF(field->name);
     memset(field, 0, sizeof *field);
 }
@@ -184,12 +182,6 @@ static int field_init(Field *field, PyObject *description, int index)
     PyUnicode_InternInPlace(&field->name);
     if (choices_new(choices, kind, &field->choices) < 0)
         return -1;
-    if (kind == SYMBOL) {
-        size_t stride = whole_words((size_t)width + 2);
-        if (!(field->cache = PyMem_Calloc(1, sizeof *field->cache + 2 * SYMBOL_SETS * stride)))
-            return PyErr_NoMemory(), -1;
-        field->cache->stride = (uint32_t)stride;
-    }
     return 0;
 }
 
@@ -355,48 +347,55 @@ static inline void copy_words(unsigned char *to, const unsigned char *from)
     } while (at < (size_t)length + 2);
 }
 
-/* A symbol repeats, and mostly as the very same object: then its checked bytes are in the cache. */
-static inline int write_symbol(Field *field, PyObject *value, unsigned char *slot)
+/* Where a symbol is kept, if it is: at the place of its address or the one beside it. */
+static inline uint32_t symbol_place(PyObject *text)
 {
-    SymbolCache *cache = field->cache;
+    return ((uint32_t)((uintptr_t)text >> 4) * UINT32_C(0x9E3779B1)) >> (32 - KEPT_SHIFT);
+}
+
+/* A symbol repeats, and mostly as the very same object: then its checked bytes are at hand. */
+static int write_symbol(const Field *field, PyObject *value, unsigned char *slot)
+{
     unsigned char *at = slot + field->offset;
-    uint32_t first = 2 * (((uint32_t)((uintptr_t)value >> 4) * UINT32_C(0x9E3779B1)) / (UINT32_MAX / SYMBOL_SETS + 1));
-    uint32_t place = first + (cache->texts[first + 1] == value); /* no branch: which of the two it is cannot be foreseen */
-    if (LIKELY(cache->texts[place] == value)) {
-        copy_words(at, cache->images + place * cache->stride);
+    Symbol *first = &field->symbols[symbol_place(value)], *second = &field->symbols[symbol_place(value) ^ 1];
+    if (!field->symbols)
+        return write_text(field, value, slot);
+    if (first->text == value || second->text == value) {
+        copy_words(at, first->text == value ? first->image : second->image);
         return WRITTEN;
     }
     if (write_text(field, value, slot) != WRITTEN)
         return COERCE;
+    PyObject *forgotten = NULL;
+    if (first->text) { /* the newest where it is looked for first, and the one before it beside it */
+        forgotten = second->text;
+        *second = *first;
+    }
     uint16_t length;
     memcpy(&length, at, 2);
-    place = first + (cache->turn++ & 1);
-    PyObject *previous = cache->texts[place];
-    memcpy(cache->images + place * cache->stride, at, (size_t)length + 2);
+    memcpy(first->image, at, (size_t)length + 2);
     Py_INCREF(value);
-    cache->texts[place] = value;
-    Py_XDECREF(previous); /* an exact str: its end runs no code */
+    first->text = value;
+    Py_XDECREF(forgotten); /* an exact str: its end runs no code */
     return WRITTEN;
 }
 
-static inline int write_timestamp(const Field *field, PyObject *value, unsigned char *slot)
+static inline int write_timestamp(PyObject *value, unsigned char *at, int64_t now)
 {
-    int64_t stamp;
-    if (LIKELY(value == Py_None))
-        stamp = now_us();
-    else {
+    int64_t stamp = now;
+    if (UNLIKELY(value != Py_None)) {
         int overflow;
         if (Py_TYPE(value) != &PyLong_Type)
             return COERCE;
         stamp = PyLong_AsLongLongAndOverflow(value, &overflow);
-        if (overflow || stamp < TIMESTAMP_MIN || stamp > now_us() + TIMESTAMP_AHEAD_MAX)
+        if (overflow || stamp < TIMESTAMP_MIN || stamp > now + TIMESTAMP_AHEAD_MAX)
             return COERCE;
     }
-    memcpy(slot + field->offset, &stamp, 8);
+    memcpy(at, &stamp, 8);
     return WRITTEN;
 }
 
-static inline int write_field(Field *field, PyObject *value, unsigned char *slot)
+static __attribute__((noinline)) int write_field(const Field *field, PyObject *value, unsigned char *slot)
 {
     switch (field->kind) {
     case DOUBLE:
@@ -418,7 +417,7 @@ static inline int write_field(Field *field, PyObject *value, unsigned char *slot
             return write_symbol(field, value, slot);
         break;
     case TIMESTAMP:
-        return write_timestamp(field, value, slot);
+        return write_timestamp(value, slot + field->offset, now_us());
     default:
         if (LIKELY(value != Py_None))
             return write_text(field, value, slot);
@@ -433,17 +432,20 @@ static inline int write_field(Field *field, PyObject *value, unsigned char *slot
 
 typedef struct {
     PyObject_HEAD
+    /* What each append reads, together: between two appends the caches hold other things. */
+    unsigned char *slots; /* NULL while detached */
+    uint64_t *state_word, *board_word, *head_word;
+    uint64_t head, tail, capacity;
+    uint32_t slot_bytes;
+    unsigned generation;
+    /* The rest. */
+    uint64_t *tail_word, *refused_words;
+    uint64_t refused[REFUSED_WORDS]; /* those of lanes that this ring left, and of no lane */
     PyObject *descriptions; /* a tuple, one for each field */
     int field_count;
-    uint32_t slot_bytes;
     PyObject *coerce;  /* coerce(index, value) -> a value of the exact type, or raises */
     PyObject *recover; /* recover() -> True once attached to a lane that may be written */
     Py_buffer memory, board_memory;
-    unsigned char *slots; /* NULL while detached */
-    uint64_t *head_word, *tail_word, *state_word, *refused_words, *board_word;
-    uint64_t head, tail, capacity;
-    uint64_t refused[REFUSED_WORDS]; /* those of lanes that this ring left, and of no lane */
-    unsigned generation;
     int recovering;
     unsigned recovering_generation; /* a child forked in the middle of it is not recovering */
     int last_refused; /* reason + 1 of the latest refusal, or 0 */
@@ -606,7 +608,8 @@ static inline void ring_publish(Ring *self, uint64_t rows)
 {
     self->head += rows;
     store_release(self->head_word, self->head); /* SYNC POINT head: with the drain */
-    unsigned char *next = self->slots + (self->head & (self->capacity - 1)) * self->slot_bytes;
+    /* Two ahead: the next one's lines are on their way already when appends follow each other closely. */
+    unsigned char *next = self->slots + ((self->head + 1) & (self->capacity - 1)) * self->slot_bytes;
     for (uint32_t line = 0; line < self->slot_bytes && line < 6 * LINE_BYTES; line += LINE_BYTES)
         PREFETCH_WRITE(next + line);
 }
@@ -742,14 +745,34 @@ typedef struct {
     uint32_t offset, length;
 } Run;
 
+/* The fields of a record by what it takes to write them: an append is a loop for each group, without a choice in it. */
+enum group { DOUBLES, LONGS, SHORT_SYMBOLS, SYMBOLS, TEXTS, BOOLEANS, OTHERS, GROUPS };
+
+/* What an append needs of a field. */
+typedef struct {
+    uint32_t offset;
+    uint16_t place; /* of its argument */
+    uint16_t width;
+    union {
+        struct {
+            Limit minimum, maximum;
+        };
+        Symbol *symbols;
+    };
+} Step;
+
 typedef struct {
     PyObject_HEAD
     Ring *ring;
-    Field fields[FIELDS_MAX]; /* those that vary, in order, the timestamp last */
-    int count;
-    unsigned char *image; /* slot_bytes: presets and defaults */
-    Run runs[FIELDS_MAX]; /* the presets' bytes in the image, neighbours joined */
+    int count; /* of fields that vary, the timestamp among them */
     int run_count;
+    uint8_t ends[GROUPS]; /* of the groups in `steps`, one after another */
+    uint32_t timestamp_offset;
+    Step steps[FIELDS_MAX];
+    Run runs[FIELDS_MAX];     /* the presets' bytes in the image */
+    unsigned char *image;     /* owned, slot_bytes: presets and defaults */
+    void *symbols;            /* owned: those of all fields */
+    Field fields[FIELDS_MAX]; /* those that vary, in order, the timestamp last */
     PyObject *last_names; /* the keyword names of the last call and where they go: a caller's tuple is one constant */
     int last_places[FIELDS_MAX];
 } Appender;
@@ -775,6 +798,52 @@ static int appender_image(Appender *self, Field *field, PyObject *value)
         return 0;
     PyErr_Format(PyExc_SystemError, "field %U: coerce gave back a value that does not fit", field->name);
     return -1;
+}
+
+static enum group field_group(const Field *field)
+{
+    size_t bytes = whole_words((size_t)field->width + 2);
+    switch (field->kind) {
+    case DOUBLE:
+        return DOUBLES;
+    case LONG:
+        return field->choices ? OTHERS : LONGS;
+    case BOOLEAN:
+        return BOOLEANS;
+    case SYMBOL:
+        return bytes == 8 ? SHORT_SYMBOLS : bytes <= IMAGE_BYTES ? SYMBOLS : OTHERS;
+    default:
+        return field->choices ? OTHERS : TEXTS;
+    }
+}
+
+/* Sorts all fields but the timestamp into groups, once they are known. */
+static int appender_sort(Appender *self)
+{
+    int count = self->count - 1, kept = 0, at = 0;
+    for (int i = 0; i < count; i++)
+        kept += field_group(&self->fields[i]) == SHORT_SYMBOLS || field_group(&self->fields[i]) == SYMBOLS;
+    if (!(self->symbols = PyMem_Calloc((size_t)kept * KEPT + 1, sizeof(Symbol))))
+        return PyErr_NoMemory(), -1;
+    Symbol *symbols = (Symbol *)(((uintptr_t)self->symbols + LINE_BYTES - 1) & ~(uintptr_t)(LINE_BYTES - 1));
+    for (int group = 0; group < GROUPS; self->ends[group++] = (uint8_t)at)
+        for (int i = 0; i < count; i++) {
+            Field *field = &self->fields[i];
+            if ((int)field_group(field) != group)
+                continue;
+            Step *step = &self->steps[at++];
+            *step = (Step){.offset = field->offset, .place = (uint16_t)i, .width = (uint16_t)field->width};
+            if (group == SHORT_SYMBOLS || group == SYMBOLS) {
+                step->symbols = field->symbols = symbols;
+                symbols += KEPT;
+            }
+            else {
+                step->minimum = field->minimum;
+                step->maximum = field->maximum;
+            }
+        }
+    self->timestamp_offset = self->fields[count].offset;
+    return 0;
 }
 
 static int appender_init(Appender *self, PyObject *args, PyObject *kwargs)
@@ -816,7 +885,7 @@ static int appender_init(Appender *self, PyObject *args, PyObject *kwargs)
         field->has_default = value != NULL;
         self->count++;
     }
-    return 0;
+    return appender_sort(self);
 }
 
 static void appender_write_default(const Appender *self, const Field *field, unsigned char *slot)
@@ -871,7 +940,8 @@ static void appender_complain(Appender *self, Py_ssize_t given, PyObject *names)
     }
 }
 
-/* The values of a call in the order of `self->fields`, NULL where left out. -1: an exception is set. */
+/* The values of a call in the order of `self->fields`, NULL where left out. 1: none is, but perhaps the timestamp; 0: some
+   are, and have defaults; -1: an exception is set. */
 static int appender_arrange(Appender *self, PyObject *const *args, Py_ssize_t given, PyObject *names, PyObject **values)
 {
     Py_ssize_t named = names ? PyTuple_Size(names) : 0;
@@ -886,10 +956,13 @@ static int appender_arrange(Appender *self, PyObject *const *args, Py_ssize_t gi
             goto wrong;
         values[self->last_places[i]] = args[given + i];
     }
-    for (int i = 0; i < self->count - 1; i++)
+    int complete = 1;
+    for (int i = 0; i < self->count - 1; i++) {
+        complete &= values[i] != NULL;
         if (UNLIKELY(!values[i] && !self->fields[i].has_default))
             goto wrong;
-    return 0;
+    }
+    return complete;
 wrong:
     if (!PyErr_Occurred())
         appender_complain(self, given, names);
@@ -905,27 +978,121 @@ static inline void copy_run(unsigned char *slot, const unsigned char *image, con
         slot[at] = image[at];
 }
 
-/* Writes one record and publishes it. COERCE: a value is not of the exact type, or wrong; nothing was published. */
-static inline int appender_write(Appender *self, PyObject *const *values, int count)
+/* The end of a text lies in lines that nothing has read yet, unlike its head, whose reference count the call has raised. */
+static inline void text_prefetch(PyObject *value)
+{
+    __builtin_prefetch((char *)value + LINE_BYTES);
+    __builtin_prefetch((char *)value + 2 * LINE_BYTES);
+}
+
+/* Writes the value of every field but the timestamp. What is not of the exact type, or is None, goes the long way. */
+static inline int appender_write_given(const Appender *self, PyObject *const *values, unsigned char *slot)
+{
+    const Step *step = self->steps;
+    for (const Step *end = self->steps + self->ends[DOUBLES]; step < end; step++) {
+        PyObject *value = values[step->place];
+        if (UNLIKELY(!PyFloat_CheckExact(value))) {
+            if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
+                return COERCE;
+            continue;
+        }
+        double number = PyFloat_AS_DOUBLE(value);
+        /* NaN fails both comparisons; infinity is outside any limits a declaration can give. */
+        if (UNLIKELY(!(number >= step->minimum.number && number <= step->maximum.number)))
+            return COERCE;
+        memcpy(slot + step->offset, &number, 8);
+    }
+    for (const Step *end = self->steps + self->ends[LONGS]; step < end; step++) {
+        PyObject *value = values[step->place];
+        if (UNLIKELY(!PyLong_CheckExact(value) || !LONG_IS_SMALL(value))) {
+            if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
+                return COERCE;
+            continue;
+        }
+        int64_t number = LONG_SMALL_VALUE(value);
+        if (UNLIKELY(number < step->minimum.integer || number > step->maximum.integer))
+            return COERCE;
+        memcpy(slot + step->offset, &number, 8);
+    }
+    for (const Step *end = self->steps + self->ends[SHORT_SYMBOLS]; step < end; step++) {
+        PyObject *value = values[step->place];
+        const Symbol *symbol = &step->symbols[symbol_place(value)];
+        if (UNLIKELY(symbol->text != value)) {
+            if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
+                return COERCE;
+            continue;
+        }
+        memcpy(slot + step->offset, symbol->image, 8);
+    }
+    for (const Step *end = self->steps + self->ends[SYMBOLS]; step < end; step++) {
+        PyObject *value = values[step->place];
+        const Symbol *symbol = &step->symbols[symbol_place(value)];
+        if (UNLIKELY(symbol->text != value)) {
+            if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
+                return COERCE;
+            continue;
+        }
+        memcpy(slot + step->offset, symbol->image, 16);
+        uint16_t length;
+        memcpy(&length, symbol->image, 2);
+        if (UNLIKELY(length > 14))
+            copy_words(slot + step->offset, symbol->image);
+    }
+    for (const Step *end = self->steps + self->ends[TEXTS]; step < end; step++) {
+        PyObject *value = values[step->place];
+        if (UNLIKELY(!PyUnicode_CheckExact(value) || !PyUnicode_IS_COMPACT_ASCII(value))) {
+            if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
+                return COERCE;
+            continue;
+        }
+        size_t length = (size_t)PyUnicode_GET_LENGTH(value);
+        if (UNLIKELY(length > step->width) ||
+            UNLIKELY(!copy_text(slot + step->offset + 2, (const char *)PyUnicode_1BYTE_DATA(value), length)))
+            return COERCE;
+        write_u16(slot + step->offset, (unsigned)length);
+    }
+    for (const Step *end = self->steps + self->ends[BOOLEANS]; step < end; step++) {
+        PyObject *value = values[step->place];
+        if (UNLIKELY((value != Py_True) & (value != Py_False)))
+            return COERCE;
+        slot[step->offset] = value == Py_True;
+    }
+    for (const Step *end = self->steps + self->ends[OTHERS]; step < end; step++)
+        if (UNLIKELY(write_field(&self->fields[step->place], values[step->place], slot) != WRITTEN))
+            return COERCE;
+    return WRITTEN;
+}
+
+/* As appender_write_given, where a value that is NULL was left out by the caller: its default is written. */
+static int appender_write_or_default(const Appender *self, PyObject *const *values, unsigned char *slot)
+{
+    for (int i = 0; i < self->count - 1; i++) {
+        const Field *field = &self->fields[i];
+        if (!values[i])
+            appender_write_default(self, field, slot);
+        else if (write_field(field, values[i], slot) != WRITTEN)
+            return COERCE;
+    }
+    return WRITTEN;
+}
+
+/* Writes one record and publishes it. `count` values: with the timestamp, or all but it; `complete`: none of the others is
+   NULL. COERCE: a value is not of the exact type, or wrong; nothing was published. */
+static inline int appender_write(Appender *self, PyObject *const *values, int count, int complete)
 {
     Ring *ring = self->ring;
+    PyObject *timestamp = UNLIKELY(count == self->count && values[count - 1]) ? values[count - 1] : Py_None;
     unsigned char *slot = ring->slots + (ring->head & (ring->capacity - 1)) * ring->slot_bytes;
+    for (int i = self->ends[TEXTS - 1]; complete && i < self->ends[TEXTS]; i++)
+        text_prefetch(values[self->steps[i].place]);
+    int64_t now = now_us(); /* before the fields: the processor goes on with them while its counter is read */
     memcpy(slot, &ring->head, 8);
     for (int i = 0; i < self->run_count; i++)
         copy_run(slot, self->image, &self->runs[i]);
-    for (int i = 0; i < count; i++) {
-        Field *field = &self->fields[i];
-        if (LIKELY(values[i] != NULL)) {
-            if (UNLIKELY(write_field(field, values[i], slot) != WRITTEN))
-                return COERCE;
-        }
-        else if (field->kind == TIMESTAMP)
-            write_timestamp(field, Py_None, slot);
-        else
-            appender_write_default(self, field, slot);
-    }
-    if (count < self->count) /* all but the timestamp, by position */
-        write_timestamp(&self->fields[count], Py_None, slot);
+    int written = complete ? appender_write_given(self, values, slot) : appender_write_or_default(self, values, slot);
+    if (UNLIKELY(written != WRITTEN ||
+                 write_timestamp(timestamp, slot + self->timestamp_offset, now) != WRITTEN))
+        return COERCE;
     ring_publish(ring, 1);
     return WRITTEN;
 }
@@ -967,13 +1134,13 @@ static inline int appender_ready(Appender *self)
     return 1;
 }
 
-static PyObject *appender_append_coerced(Appender *self, PyObject *const *values, int count)
+static PyObject *appender_append_coerced(Appender *self, PyObject *const *values, int count, int complete)
 {
     PyObject *exact[FIELDS_MAX];
     if (appender_coerce(self, values, count, exact) < 0)
         return NULL;
     int ready = appender_ready(self); /* anew: Python code has run since */
-    int outcome = ready == 1 ? appender_write(self, exact, count) : FAILED;
+    int outcome = ready == 1 ? appender_write(self, exact, count, complete) : FAILED;
     for (int i = 0; i < count; i++)
         Py_XDECREF(exact[i]);
     if (ready < 0)
@@ -989,13 +1156,14 @@ static PyObject *appender_append(Appender *self, PyObject *const *args, Py_ssize
 {
     PyObject *arranged[FIELDS_MAX];
     PyObject *const *values = args;
-    int count = (int)given;
+    int count = (int)given, complete = 1;
     if (UNLIKELY(!self->ring)) {
         PyErr_SetString(PyExc_TypeError, "Appender was not initialised");
         return NULL;
     }
     if (UNLIKELY(names || (given != self->count && given != self->count - 1))) {
-        if (appender_arrange(self, args, given, names, arranged) < 0)
+        complete = appender_arrange(self, args, given, names, arranged);
+        if (complete < 0)
             return NULL;
         values = arranged;
         count = self->count;
@@ -1006,9 +1174,9 @@ static PyObject *appender_append(Appender *self, PyObject *const *args, Py_ssize
             return NULL;
         Py_RETURN_FALSE;
     }
-    if (LIKELY(appender_write(self, values, count) == WRITTEN))
+    if (LIKELY(appender_write(self, values, count, complete) == WRITTEN))
         Py_RETURN_TRUE;
-    return appender_append_coerced(self, values, count);
+    return appender_append_coerced(self, values, count, complete);
 }
 
 static int appender_traverse(Appender *self, visitproc visit, void *arg)
@@ -1027,6 +1195,7 @@ static void appender_dealloc(Appender *self)
     PyObject_GC_UnTrack(self);
     for (int i = 0; i < self->count; i++)
         field_clear(&self->fields[i]);
+    PyMem_Free(self->symbols);
     PyMem_Free(self->image);
     Py_XDECREF(self->last_names);
     Py_XDECREF((PyObject *)self->ring);
