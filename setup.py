@@ -6,7 +6,7 @@ from setuptools import Extension, find_packages, setup
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
-# An append finds its code gone from the processor's caches, so less of it is faster; a decode runs over thousands of rows.
+# An append finds its code gone from the caches, so less of it is faster; a decode runs over thousands of rows.
 OPTIMIZE = {"_ring": "-O2", "_decode": "-O3"}
 
 # Without a compiler, `optional` lets the install succeed without them.

@@ -3,7 +3,7 @@
 Batched: a loop over records that differ, timed as a whole; the loop is the same for both, and what the loop costs by
 itself is reported. Paced: each call timed by itself, appends and empty calls in turn, the writer draining into QuestDB
 beside them; what two readings of the clock cost is subtracted from both. The caller makes a trade's amounts and texts
-just before it appends them, as an executor does; one more pace appends values that lay untouched for a tenth of a second.
+just before it appends them, as an executor does; one more pace appends values untouched for a tenth of a second.
 
     python -m bench.append [--json] [--tiny]
 """
@@ -153,9 +153,7 @@ def paced(append: Callable[..., Any], rate: float, seconds: float, is_fresh: boo
     return found
 
 
-def paced_rounds(
-    settings: Settings, rate: float, beside_rate: float, seconds: float, is_fresh: bool
-) -> dict[str, Any]:
+def paced_rounds(settings: Settings, rate: float, beside_rate: float, seconds: float, is_fresh: bool) -> dict[str, Any]:
     """`paced` with the writer draining and another producer that appends `beside_rate` records/s: median of rounds."""
     with beside(settings, {"Trade": beside_rate}), Producer([Trade], settings=settings) as producer:
         append = producer.appender(Trade).append
