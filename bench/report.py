@@ -18,6 +18,7 @@ import msgspec
 from bench.figures import Figure, Result, shown
 
 MAIN_PATH = ("append", "transfer", "whole_path", "freshness", "startup")
+OTHERS = ("peers",)  # longer, by name only
 RESULTS = Path("build/bench")
 PAGE = Path("docs/performance.md")
 
@@ -83,7 +84,7 @@ def section(kept: Kept) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(MAIN_PATH), help=f"of {', '.join(MAIN_PATH)}")
+    parser.add_argument("names", nargs="*", default=list(MAIN_PATH), help=f"of {', '.join((*MAIN_PATH, *OTHERS))}")
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes; the page is not written")
     arguments = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ def main() -> None:
         if not arguments.tiny:
             (RESULTS / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(kept)))
     if not arguments.tiny:
-        found = [RESULTS / f"{name}.json" for name in MAIN_PATH]
+        found = [RESULTS / f"{name}.json" for name in (*MAIN_PATH, *OTHERS)]
         pages = [msgspec.json.decode(path.read_bytes(), type=Kept) for path in found if path.exists()]
         where = f"Measured on {pages[-1].machine}.\n"
         PAGE.parent.mkdir(exist_ok=True)

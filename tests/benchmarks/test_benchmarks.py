@@ -48,3 +48,12 @@ def test_a_missed_bar_is_shown_as_missed(bar: dict[str, float], value: float, ve
     assert figure.verdict == verdict
     page = section(Kept(Result(benchmark="b", what="w", figures=[figure]), "machine", "now", 0.0))
     assert ("**not met**" in page) == (verdict == "not met")
+
+
+def test_peers_run() -> None:
+    """The comparison runs and counts every record that the rings among the peers carried, in both modes."""
+    result = importlib.import_module("bench.peers.__main__").run(tiny=True)
+    names = {figure.name for figure in result.figures}
+    for mode in ("as its users run it", "drained every 100 ms"):
+        assert {f"ringlog, {mode}, full speed", f"a plain numpy ring, {mode}, full speed"} <= names
+    assert not {"ringlog", "a plain numpy ring"} & set(result.details["left_out"])

@@ -1,0 +1,1 @@
+"""What people would use instead of ringlog, side by side: the same trade, made usable in another process."""

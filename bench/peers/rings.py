@@ -1,0 +1,121 @@
+"""Rings: ringlog's two, and what one would write in an afternoon: a numpy array in shared memory."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import numpy as np
+
+from bench.peers.contract import Message, Peer, Place, Receive, Send
+from bench.stack import wait_for
+from ringlog import Producer
+from ringlog.decode import Decoder
+from ringlog.lanes.instance import Instance
+from ringlog.lanes.readers import LaneDirectory, remove_instance
+from ringlog.records import Trade, layout_of
+from ringlog.settings import Settings
+
+CAPACITY = 32_768
+_TEXT_BYTES = {"metadata": 158, "tx_signature": 88, "base_token": 44, "quote_token": 44, "trader_id": 32}
+_NUMPY_TYPES: dict[Any, str] = {"float": "f8", "int": "i8", "bool": "?"}
+DTYPE = np.dtype(
+    [(name, _NUMPY_TYPES.get(kind, f"S{_TEXT_BYTES.get(name, 16)}")) for name, kind in Message.__annotations__.items()]
+)
+
+
+def _settings(place: Place) -> Settings:
+    return Settings(runtime_dir=f"{place.directory}/run")
+
+
+@contextlib.contextmanager
+def ringlog_producer(place: Place) -> Iterator[Send]:
+    with Producer([Trade], settings=_settings(place)) as producer:
+        yield producer.appender(Trade).append
+
+
+@contextlib.contextmanager
+def ringlog_consumer(place: Place) -> Iterator[Receive]:
+    instance = Instance(_settings(place)).open()
+    lanes = LaneDirectory(instance)
+    decoder = Decoder(layout_of(Trade))
+
+    def receive(wait_s: float) -> tuple[int, int]:
+        until = time.monotonic() + wait_s
+        while True:
+            if not lanes.lanes:
+                lanes.refresh()
+            for lane in lanes.lanes.values():
+                if runs := lane.take(10_000):
+                    columns, _, corrupt = decoder.decode(runs)
+                    assert not corrupt
+                    rows = sum(run.rows for run in runs)
+                    lane.advance(runs[0].first_seq + rows)
+                    return rows, int(np.sum(columns["transaction_fee"]))
+            if time.monotonic() >= until:
+                return 0, 0
+            time.sleep(0.0005)
+
+    yield receive
+    lanes.close()
+    remove_instance(instance)
+
+
+def _numpy_ring(memory: SharedMemory) -> tuple[Any, Any]:
+    words = np.frombuffer(memory.buf, np.uint64, 32)
+    return words, np.frombuffer(memory.buf, DTYPE, CAPACITY, offset=4096)
+
+
+@contextlib.contextmanager
+def numpy_producer(place: Place) -> Iterator[Send]:
+    memory = wait_for(lambda: _attached(place), "segment")
+    words, rows = _numpy_ring(memory)
+
+    def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
+        head = int(words[0])
+        if head - int(words[16]) == CAPACITY:
+            return False
+        rows[head % CAPACITY] = (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, time.time_ns() // 1000)
+        words[0] = head + 1
+        return True
+
+    yield send
+    words = rows = None
+
+
+def _attached(place: Place) -> SharedMemory | None:
+    with contextlib.suppress(FileNotFoundError):
+        return SharedMemory(place.name[-24:])
+    return None
+
+
+@contextlib.contextmanager
+def numpy_consumer(place: Place) -> Iterator[Receive]:
+    memory = SharedMemory(place.name[-24:], create=True, size=4096 + CAPACITY * DTYPE.itemsize)
+    words, rows = _numpy_ring(memory)
+
+    def receive(wait_s: float) -> tuple[int, int]:
+        until = time.monotonic() + wait_s
+        tail = int(words[16])
+        while (head := int(words[0])) == tail:
+            if time.monotonic() >= until:
+                return 0, 0
+            time.sleep(0.0005)
+        end = min(head, tail + CAPACITY - tail % CAPACITY)
+        part = rows[tail % CAPACITY : tail % CAPACITY + end - tail].copy()
+        words[16] = end
+        return len(part), int(part["transaction_fee"].sum())
+
+    yield receive
+    words = rows = None
+    memory.unlink()
+
+
+PEERS = (
+    Peer("ringlog", ringlog_producer, ringlog_consumer, environment=(("RINGLOG_RING", "c"),)),
+    Peer("ringlog, Python ring", ringlog_producer, ringlog_consumer, environment=(("RINGLOG_RING", "python"),)),
+    Peer("a plain numpy ring", numpy_producer, numpy_consumer),
+)
