@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from ringlog.lanes.claims import cards
@@ -13,6 +15,9 @@ from ringlog.lanes.instance import Instance
 from ringlog.lanes.segments import unlink_segment
 from ringlog.servers import PostgresServer, QuestDBServer, ValkeyServer
 from ringlog.settings import PREFIX, Settings
+
+if TYPE_CHECKING:
+    from whole_path import WholePath
 
 TIERS = ("slow", "root")
 
@@ -105,6 +110,17 @@ def lane_settings(instance_dir: Path) -> Settings:
 def settings(instance_dir: Path, questdb_server: QuestDBServer) -> Settings:
     """Settings of a fresh instance that lead to the session's QuestDB."""
     return Settings(runtime_dir=str(instance_dir), **questdb_server.settings())
+
+
+@pytest.fixture
+def path(questdb_server: QuestDBServer, settings: Settings, tmp_path: Path) -> Iterator[WholePath]:
+    """A fresh instance and an empty table on the session's QuestDB, and what leads records through them."""
+    from whole_path import WholePath
+
+    settings = msgspec.structs.replace(settings, lane_bytes_max=8 << 20, lane_linger_ms=50)
+    whole = WholePath(questdb_server, settings, tmp_path / "logs")
+    yield whole
+    whole.close()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ringlog.lanes.segments import SegmentBlank
 from ringlog.ledger import Accounts, Balance, LiveLane
 from ringlog.ledger.ledger import NAME
 
-ATTEMPTS_MAX = 20
+ATTEMPTS_MAX = 10
 ATTEMPT_INTERVAL_SECONDS = 0.05
 
 
@@ -61,7 +61,7 @@ def spool_directory(instance: Instance) -> Iterator[Directory | None]:
 
 
 def take(instance: Instance, directory: Directory | None) -> Snapshot:
-    """A look at everything; again, for at most a second, while lanes come and go under it.
+    """A look at everything; again, for at most half a second, while lanes come and go under it.
 
     Raises LaneError where the runtime directory is missing or not private, SpoolUnusable (the ledger's version).
     """
