@@ -114,8 +114,8 @@ class WholePath:
         with Producer([Sample], settings=self.settings, lane_bytes=sizes) as producer:
             yield Producing(producer.appender(Sample), log)
 
-    def start_writer(self, *, wrapper: list[str] | None = None) -> None:
-        """A writer process, under `wrapper` (strace, say); returns once it runs."""
+    def start_writer(self, *, wrapper: list[str] | None = None, wait: bool = True) -> None:
+        """A writer process, under `wrapper` (strace, say); returns once it runs, unless told not to wait."""
         before = self.log_text().count("writer started")
         self.writer = subprocess.Popen(
             [*(wrapper or []), sys.executable, "-m", "ringlog", "writer"],
@@ -123,7 +123,8 @@ class WholePath:
             stdout=self._log,
             stderr=self._log,
         )
-        eventually(lambda: self.log_text().count("writer started") > before, "the writer to start")
+        if wait:
+            eventually(lambda: self.log_text().count("writer started") > before, "the writer to start")
 
     def log_text(self) -> str:
         return (self.logs / "writer.txt").read_text()

@@ -1,0 +1,230 @@
+"""Processes killed, stopped and ended, by their number in the fault table: nothing is lost, doubled or altered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from lane_samples import Child, Drained, Sample, child, eventually, text_of
+from oracle import Oracle, produce
+from whole_path import WholePath, writing
+
+from ringlog import Producer
+from ringlog.lanes.claims import cards
+from ringlog.lanes.instance import Instance
+from ringlog.settings import Settings
+
+
+@contextlib.contextmanager
+def running(path: WholePath, number: int) -> Iterator[Child]:
+    """A producer process that appends until it is killed."""
+    with child(path.settings, produce(path.logs, number)) as started:
+        assert started.line() == "go"
+        yield started
+
+
+def grown(path: WholePath, rows: int = 100) -> None:
+    before = max(path.stored(), 0)
+    eventually(lambda: path.stored() >= before + rows, "rows to arrive")
+
+
+def test_01_writer_killed(path: WholePath) -> None:
+    """The writer killed with -9 twice, once early in its recovery: nothing lost, doubled or altered.
+
+    Defence: a tail moves after the confirmation only (moved when a batch is sent, records are lost here).
+    """
+    path.start_writer()
+    with running(path, 1) as producer:
+        grown(path)
+        for rows in (0, 100):
+            path.end_writer(signal.SIGKILL)
+            path.start_writer()
+            grown(path, rows)
+        producer.kill()
+    assert path.require_exact().accepted > 200
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "call", ["pwritev,pwritev2", "fsync", "rename,renameat", "unlink,unlinkat", "sendto", "ftruncate", "openat"]
+)
+def test_02_writer_killed_at_every_system_call(path: WholePath, call: str) -> None:
+    """The writer killed at its n-th call of a kind, for every n until it outlives the work: nothing lost or doubled.
+
+    (openat in steps of 50: the start of a Python process is hundreds of them.)
+    """
+    number = 1
+    while killed_at(path, call, number):
+        number += 50 if call == "openat" else 1
+    path.start_writer()
+    path.require_exact()
+    assert number > 1
+
+
+def test_02_writer_killed_at_a_write(path: WholePath) -> None:
+    """The writer killed at its third write to disk: what was accepted arrives once all the same.
+
+    Defence: ledger and spool are written before a tail moves (after it, the audit misses records here).
+    """
+    assert killed_at(path, "pwritev,pwritev2", 3)
+    path.start_writer()
+    path.require_exact()
+
+
+def killed_at(path: WholePath, call: str, number: int) -> bool:
+    """Runs a writer that dies at its `number`-th `call` while 200 records come; whether it got that far."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed, and nothing else kills a process at its n-th system call")
+    options = ["-qq", "-f", "-o", os.devnull, f"--trace={call}"]
+    path.start_writer(wrapper=[strace, *options, f"--inject={call}:signal=KILL:when={number}"], wait=False)
+    tracer = path.writer
+    assert tracer is not None
+    with path.producing() as append:
+        append(200)
+    instance = Instance(path.settings)
+    eventually(lambda: tracer.poll() is not None or not cards(instance), "the kill, or the end of the work")
+    if tracer.poll() is None:
+        pid = re.match(r"pid=(\d+)", instance.lease_path.read_text())
+        assert pid is not None
+        os.kill(int(pid[1]), signal.SIGTERM)
+    was_killed = tracer.wait(20) != 0
+    path.writer = None
+    return was_killed
+
+
+def test_04_questdb_killed(path: WholePath) -> None:
+    """QuestDB killed under load: records go to the spool, and from there into the server that comes back.
+
+    Defence: the replay (without it what was put away never arrives).
+    """
+    with writing(path.settings) as writer, path.producing() as append:
+        append(200)
+        grown(path, 100)
+        path.server.kill()
+        append(500)
+        eventually(lambda: writer._refuge.spooled_rows >= 500, "records to be spooled")
+        path.server.start()
+        append(100)
+        eventually(lambda: path.stored() == 800, "everything")
+    with writing(path.settings):
+        path.require_exact()
+
+
+def test_05_all_three_killed(path: WholePath) -> None:
+    """Producer, writer and QuestDB killed at once: everything that was accepted is there after a restart."""
+    path.start_writer()
+    with running(path, 1) as producer:
+        grown(path)
+        path.server.kill()
+        assert path.writer is not None
+        path.writer.kill()
+        producer.kill()
+        path.end_writer(signal.SIGKILL)
+    path.server.start()
+    path.start_writer()
+    path.require_exact()
+
+
+def test_07_writer_stopped(path: WholePath) -> None:
+    """While the writer stands still append goes on, then returns False because its lane is full; it never waits.
+
+    Defence: a full lane refuses (an append that waits for the tail hangs here until the deadline).
+    """
+    path.start_writer()
+    with path.producing(lane_bytes=64 * 1024) as append:
+        append(64)
+        eventually(lambda: path.proof().tables["samples"].confirmed == 64, "the first records")
+        assert path.writer is not None
+        path.writer.send_signal(signal.SIGSTOP)
+        capacity = append.appender._lane.capacity
+        assert append(2 * capacity) == capacity
+        assert append.appender.refused_reason() == "full"
+        path.writer.send_signal(signal.SIGCONT)
+        eventually(lambda: append(64) == 64, "appends to be accepted again")
+    path.require_exact()
+
+
+def test_08_producer_stopped_in_the_middle(lane_settings: Settings) -> None:
+    """A producer stopped at any moment of its appends holds up nobody else's lane, and goes on afterwards."""
+    script = "n = 0\nsay('go')\nwhile True:\n    n += appender.append(n, text_of(n))"
+    drained = Drained(lane_settings)
+    with child(lane_settings, script) as stopped, Producer([Sample], settings=lane_settings) as other:
+        assert stopped.line() == "go"
+        mine = other.appender(Sample)
+        for round_ in range(10):
+            stopped.process.send_signal(signal.SIGSTOP)
+            seen = len(drained.drain())
+            assert all(mine.append(number, text_of(number)) for number in range(100))
+            rows = drained.drain()[seen:]
+            assert sum(row["lane"] == mine.lane for row in rows) == 100
+            stopped.process.send_signal(signal.SIGCONT)
+            wanted = len(drained.rows) + 10 * round_
+            eventually(lambda: len(drained.drain()) > wanted, "the stopped producer to go on")  # noqa: B023
+        stopped.kill()
+    drained.until_gone()
+    assert drained.corrupt == []
+    assert all(row["text"] == text_of(row["number"]) for row in drained.rows)
+
+
+def test_09_questdb_stopped(path: WholePath) -> None:
+    """A server that hangs (SIGSTOP) costs a timeout: records go to the spool, and arrive when it goes on.
+
+    Defence: the time limits of the sink (without them the writer's stop, and so this test, waits for ever).
+    """
+    path.with_settings(request_timeout_ms=300)
+    with writing(path.settings) as writer, path.producing() as append:
+        append(100)
+        eventually(lambda: path.stored() == 100, "the first records")
+        path.server.stop_signal()
+        append(500)
+        eventually(lambda: writer._refuge.spooled_rows >= 400, "records to be spooled")
+        path.server.continue_signal()
+        append(100)
+        eventually(lambda: path.stored() == 700, "everything")
+        eventually(lambda: path.proof().tables["samples"].confirmed == 700, "the confirmation")
+    with writing(path.settings):
+        path.require_exact()
+
+
+def test_59_sigterm_delivers_and_ends(path: WholePath) -> None:
+    """SIGTERM: what was accepted is in the table when the writer ends, with status 0, within its limit.
+
+    Defence: the last drain (without it the table lacks the latest records here).
+    """
+    path.with_settings(drain_interval_ms=60_000)
+    path.start_writer()
+    with child(path.settings, produce(path.logs, 1, 3000) + "sys.stdin.readline()") as producer:
+        assert producer.line() == "go"
+        assert producer.line() == "done"
+        oracle = Oracle(path.logs)
+        assert path.end_writer(signal.SIGTERM) == 0
+        assert path.stored() == len(oracle.accepted) > 0
+        producer.go_on()
+        producer.ended()
+    with writing(msgspec.structs.replace(path.settings, drain_interval_ms=100)):
+        path.require_exact()
+
+
+def test_59_sigterm_without_a_server(path: WholePath) -> None:
+    """SIGTERM while the server is away: what is in the lanes is in the spool when the writer ends, with status 0."""
+    good = path.settings
+    path.with_settings(drain_interval_ms=60_000, questdb_pg_port=1, questdb_http_port=1)
+    path.start_writer()
+    with path.producing() as append:
+        append(500)
+        assert path.end_writer(signal.SIGTERM) == 0
+        assert re.search(r"writer stopped rows=\d+ left_in_lanes=0", path.log_text())
+        path.settings = good
+        report = path.proof()
+        assert report.is_exact, report
+        assert report.tables["samples"].spooled == 500
+    with writing(path.settings):
+        path.require_exact()
