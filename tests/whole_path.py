@@ -18,7 +18,6 @@ from oracle import Oracle, ProducerLog, Verdict, payload
 from ringlog import Producer
 from ringlog.audit import Report, prove
 from ringlog.errors import QueryError, ServerError, WriterRunning
-from ringlog.producer import Appender
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.sink import QuestdbSink
 from ringlog.questdb.tables import create_table
@@ -65,8 +64,9 @@ def writing(settings: Settings, sink: Sink | None = None) -> Iterator[Writer]:
 class Producing:
     """`produce(count)` attempts so many records, and returns how many were accepted."""
 
-    def __init__(self, appender: Appender, log: ProducerLog) -> None:
-        self.appender = appender
+    def __init__(self, producer: Producer, log: ProducerLog) -> None:
+        self.instance = producer.instance
+        self.appender = producer.appender(Sample)
         self._log = log
 
     def __call__(self, count: int) -> int:
@@ -112,7 +112,7 @@ class WholePath:
         log = ProducerLog(self.logs, self._producers)
         sizes = {} if lane_bytes is None else {Sample: lane_bytes}
         with Producer([Sample], settings=self.settings, lane_bytes=sizes) as producer:
-            yield Producing(producer.appender(Sample), log)
+            yield Producing(producer, log)
 
     def start_writer(self, *, wrapper: list[str] | None = None, wait: bool = True) -> None:
         """A writer process, under `wrapper` (strace, say); returns once it runs, unless told not to wait."""

@@ -261,7 +261,12 @@ class LaneDirectory:
 
     def refresh(self) -> None:
         """Attaches lanes that are new since the last look; a lane that cannot be attached is logged once and kept."""
-        for card in cards(self._instance):
+        try:
+            found = cards(self._instance)
+        except OSError as error:  # no free descriptor, say: those that are attached go on
+            logger.error("lanes cannot be listed yet: %s", error)
+            return
+        for card in found:
             if card.lane in self.lanes or card.lane in self.refused:
                 continue
             # Asked first: an owner that completed its claim, appended and left after we had looked at the segment must

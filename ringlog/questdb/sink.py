@@ -10,7 +10,7 @@ from typing import Any
 
 from questdb import QuestDBError
 
-from ringlog.errors import QueryError, SchemaMismatch, ServerUnavailable
+from ringlog.errors import QueryError, RinglogError, SchemaMismatch, ServerRefused, ServerUnavailable
 from ringlog.questdb.conf import client_conf
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.frame import FrameBuilder
@@ -62,7 +62,9 @@ class QuestdbSink:
         self._frames = FrameBuilder()
         self._unused: list[Any] = [self._sender.new_buffer() for _ in range(REQUESTS_HELD_MAX)]
         self._verified: dict[str, _Verified] = {}
-        self._written_ids: dict[str, int] = {}  # the tables that the sender's connections have written to
+        self._written: dict[
+            str, tuple[int, int]
+        ] = {}  # by table, what the sender's connections first wrote to: id, txn
         self._resumed_s: dict[str, float] = {}
         self._warned_generation = 0
 
@@ -92,18 +94,22 @@ class QuestdbSink:
     def send(self, request: Request) -> Receipt:
         verified = self._verified_now(request.layout)
         table = request.layout.table
-        if self._written_ids.setdefault(table, verified.table_id) != verified.table_id:
+        first = self._written.setdefault(table, (verified.table_id, verified.sequenced))
+        if first[0] != verified.table_id:
             # The server keeps a table's writer with each HTTP connection: after the table was dropped and made again
             # it takes the next request on an old connection into the dropped one, and acknowledges it.
-            old, self._sender = self._sender, open_sender(self._conf, self._request_timeout_ms)
-            old.close(flush=False)
-            self._written_ids = {table: verified.table_id}
+            self._renew_sender()
+            self._written[table] = verified.table_id, verified.sequenced
         try:
             self._sender.flush(request.body, clear=False)
         except QuestDBError as error:
             # Whether the rows arrived may be unknown: whoever sends them again does so to a table checked anew.
             self._verified.pop(table, None)
-            raise mapped(error, self._conf) from None
+            failure: RinglogError = mapped(error, self._conf)
+            if isinstance(failure, ServerRefused) and self._is_outdated(table):
+                self._renew_sender()
+                failure = ServerUnavailable(f"{table}: altered since it was first written to, send again ({failure})")
+            raise failure from None
         try:
             status = self._acknowledged(verified)
         except BaseException:
@@ -125,6 +131,19 @@ class QuestdbSink:
         self._unused.clear()
         self._sender.close(flush=False)
         self.connection.close()
+
+    def _renew_sender(self) -> None:
+        old, self._sender = self._sender, open_sender(self._conf, self._request_timeout_ms)
+        old.close(flush=False)
+        self._written.clear()
+
+    def _is_outdated(self, table: str) -> bool:
+        """Whether a refusal proves nothing, since the table was altered after the connection first wrote to it.
+
+        With the table's writer the server keeps the column types of that moment, and goes on refusing by them.
+        """
+        status = statuses(self.connection).get(table)
+        return status is not None and altered_between(self.connection, table, self._written[table][1], status.sequenced)
 
     def _verify(self, layout: RecordLayout) -> _Verified:
         self._verified.pop(layout.table, None)

@@ -120,7 +120,11 @@ class Writer:
 
     def _publish_status(self) -> None:
         """What `ringlog top` and the demo read from the board."""
-        memory = self._process.memory_info()
+        try:
+            memory = self._process.memory_info()
+        except OSError as error:
+            logger.error("memory cannot be read, the status is not renewed: %s", error)
+            return
         status = {
             "pid": os.getpid(),
             "epoch": self._epoch,

@@ -67,7 +67,7 @@ def test_only_the_owner_may_look(instance: Instance) -> None:
     lane.close()
 
 
-def test_lanes_are_never_shared(instance: Instance) -> None:
+def test_11_lanes_are_never_shared(instance: Instance) -> None:
     """Every claim is a lane of its own, locked by its owner, which no second process can take."""
     lanes = [claim(instance, LAYOUT, lane_bytes=4096) for _ in range(20)]
     assert len({lane.card.lane for lane in lanes}) == 20
@@ -155,7 +155,7 @@ def test_a_directory_for_all_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.root
 @linux
-def test_what_belongs_to_others_is_refused(instance: Instance, tmp_path: Path) -> None:
+def test_20_what_belongs_to_others_is_refused(instance: Instance, tmp_path: Path) -> None:
     """A directory or segment of another uid is refused, naming it."""
     foreign = tmp_path / "foreign"
     foreign.mkdir(mode=0o700)
@@ -171,7 +171,7 @@ def test_what_belongs_to_others_is_refused(instance: Instance, tmp_path: Path) -
 
 
 @linux
-def test_segments_of_other_kinds_are_refused(instance: Instance) -> None:
+def test_20_segments_of_other_kinds_are_refused(instance: Instance) -> None:
     """A segment that others may read, a symlink, an empty or a taken name: each refused, untouched."""
     name = instance.board_name
     create_segment(name, 4096)
@@ -198,7 +198,7 @@ def test_segments_of_other_kinds_are_refused(instance: Instance) -> None:
         attach_segment(f"{name}y")
 
 
-def test_lock_files_are_not_followed(instance: Instance, tmp_path: Path) -> None:
+def test_20_lock_files_are_not_followed(instance: Instance, tmp_path: Path) -> None:
     """A symlink in a lock file's place is refused, and what it points to is left alone."""
     target = tmp_path / "precious"
     target.write_text("precious")
@@ -210,7 +210,7 @@ def test_lock_files_are_not_followed(instance: Instance, tmp_path: Path) -> None
 
 @pytest.mark.root
 @linux
-def test_a_tiny_dev_shm(lane_settings: Settings) -> None:
+def test_16_a_tiny_dev_shm(lane_settings: Settings) -> None:
     """On a /dev/shm of 1 MiB a claim says how much it needed: no SIGBUS, and nothing is left there."""
     script = """
 import ctypes, os

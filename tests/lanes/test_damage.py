@@ -71,7 +71,7 @@ HEADER_DAMAGE = {
 
 @linux
 @pytest.mark.parametrize("damage", [*HEADER_DAMAGE, *LAYOUT_DAMAGE])
-def test_damaged_lanes_are_refused_untouched(
+def test_17_damaged_lanes_are_refused_untouched(
     lane_settings: Settings, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A lane whose header or layout is not sound is refused with got and wanted, left as it is, and costs no other."""
@@ -100,7 +100,7 @@ def test_damaged_lanes_are_refused_untouched(
 
 
 @linux
-def test_a_segment_cut_short(lane_settings: Settings) -> None:
+def test_17_a_segment_cut_short(lane_settings: Settings) -> None:
     """A segment smaller than its header says is refused before any slot is touched."""
     instance = Instance(lane_settings).open()
     lane = claim(instance, LAYOUT)
@@ -114,7 +114,7 @@ def test_a_segment_cut_short(lane_settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("state", [3, 2**64 - 1])
-def test_a_garbage_state_word(lane_settings: Settings, state: int) -> None:
+def test_18_a_garbage_state_word(lane_settings: Settings, state: int) -> None:
     """A state that nobody stores is taken as RETIRED by writer and owner alike: drained, left, nothing lost."""
     with Producer([Sample], settings=lane_settings) as producer:
         append = producer.appender(Sample).append
@@ -131,7 +131,7 @@ def test_a_garbage_state_word(lane_settings: Settings, state: int) -> None:
         segment.close()
 
 
-def test_a_garbage_head(lane_settings: Settings) -> None:
+def test_18_a_garbage_head(lane_settings: Settings) -> None:
     """A head that cannot belong to its tail is refused when it is looked at; no slot is read."""
     instance = Instance(lane_settings).open()
     lane = claim(instance, LAYOUT)

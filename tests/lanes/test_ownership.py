@@ -66,7 +66,7 @@ def test_a_living_owner_is_left_alone(lane_settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("pid", [1, None])
-def test_a_dead_owner_whose_pid_lives(lane_settings: Settings, pid: int | None) -> None:
+def test_13_a_dead_owner_whose_pid_lives(lane_settings: Settings, pid: int | None) -> None:
     """Pid 1 looks alive for ever and pids are used again: a dead owner's lane is adopted all the same."""
     with child(lane_settings, APPEND_100 + "os.kill(os.getpid(), signal.SIGKILL)") as producer:
         producer.ended(None)
@@ -78,7 +78,7 @@ def test_a_dead_owner_whose_pid_lives(lane_settings: Settings, pid: int | None) 
     assert drained.numbers() == list(range(100))
 
 
-def test_a_zombie_is_dead(lane_settings: Settings) -> None:
+def test_14_a_zombie_is_dead(lane_settings: Settings) -> None:
     """An owner that was killed but never waited for no longer owns its lane."""
     with child(lane_settings, APPEND_100 + "say('appended'); signal.pause()") as producer:
         assert producer.line() == "appended"
@@ -90,7 +90,7 @@ def test_a_zombie_is_dead(lane_settings: Settings) -> None:
         Drained(lane_settings).until_gone()
 
 
-def test_a_forked_child_does_not_keep_it_alive(lane_settings: Settings) -> None:
+def test_14_a_forked_child_does_not_keep_it_alive(lane_settings: Settings) -> None:
     """A child that inherited the lock file's descriptor and lives on does not hide its parent's death."""
     script = (
         FORKING
@@ -123,7 +123,7 @@ RAW = pytest.param(
 
 
 @pytest.mark.parametrize("fork", ["os.fork()", RAW])
-def test_fork(lane_settings: Settings, fork: str) -> None:
+def test_12_fork(lane_settings: Settings, fork: str) -> None:
     """A forked child appends to a lane of its own, and its parent's lane goes on untouched."""
     script = f"""
 import ctypes
@@ -227,7 +227,7 @@ signal.pause()
         assert len({row["lane"] for row in drained.rows}) == 2
 
 
-def test_killed_in_the_middle_of_append(lane_settings: Settings) -> None:
+def test_03_producer_killed_in_the_middle_of_append(lane_settings: Settings) -> None:
     """Producers killed with -9 at any moment: what is drained is whole, in order and without a gap."""
     script = """
 number = 0
@@ -256,7 +256,7 @@ while True:
 
 
 @linux
-def test_a_segment_unlinked_live(lane_settings: Settings) -> None:
+def test_15_a_segment_unlinked_live(lane_settings: Settings) -> None:
     """A writer that has the lane mapped goes on draining it; one that comes later says what is missing."""
     with Producer([Sample], settings=lane_settings) as producer:
         append = producer.appender(Sample).append
@@ -303,7 +303,7 @@ say(len(held))
 
 
 @linux
-def test_many_lanes_leave_nothing(lane_settings: Settings) -> None:
+def test_60_many_lanes_leave_nothing(lane_settings: Settings) -> None:
     """Hundreds of lanes claimed and left in turn: no segment, file or descriptor is left."""
     drained = Drained(lane_settings)
 

@@ -129,7 +129,7 @@ def count_once(mark: uuid.UUID) -> Steps[None]:
         yield Statement("update counter set n = n + 1")
 
 
-def test_a_restart_in_the_middle_of_load_is_no_error_and_nothing_counts_twice(
+def test_53_a_restart_in_the_middle_of_load_counts_nothing_twice(
     own_server: PostgresServer, own_settings: Settings
 ) -> None:
     """50 callers read and write in transactions while the server crashes and returns: none sees an error.

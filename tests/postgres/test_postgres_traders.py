@@ -225,7 +225,7 @@ def test_the_last_good_version_is_served_stale_while_the_server_is_away(
         assert watch.wait_until(lambda watch: watch.current("t1") == Current(second, stale=False))
 
 
-def test_a_start_without_a_server_serves_the_last_good_file(
+def test_54_a_start_without_a_server_serves_the_last_good_file(
     own_server: PostgresServer, own_settings: Settings, instance_dir: Path
 ) -> None:
     """Down at start: what an earlier process last read, flagged stale, from a private file; fresh once it is up."""

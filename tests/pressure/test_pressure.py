@@ -160,7 +160,7 @@ def test_memory_of_this_process_is_seen() -> None:
 
 
 @pytest.mark.root
-def test_a_real_full_disk(tmp_path: Path) -> None:
+def test_21_a_real_full_disk(tmp_path: Path) -> None:
     """On a real disk that fills up records are refused, and accepted at the first sample after space is back."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], check=True)
     try:

@@ -259,7 +259,7 @@ def answering(status: int, body: bytes) -> Iterator[int]:
         (200, b"not QuestDB at all"),
     ],
 )
-def test_another_answer_is_no_verdict_on_the_rows(
+def test_34_another_answer_is_no_verdict_on_the_rows(
     settings: Settings, layout: RecordLayout, status: int, body: bytes
 ) -> None:
     """No answer but QuestDB's own "invalid" blames the rows, and a 2xx of something else is not taken for its ack."""

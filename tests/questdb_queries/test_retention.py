@@ -123,7 +123,7 @@ def test_executed_cut(retention: Retention, execute: Execute, insert: Insert, no
     assert retention.executed_cut("no_such_table") is None
 
 
-def test_future_rows_cost_nothing(retention: Retention, execute: Execute, insert: Insert, now: int) -> None:
+def test_45_future_rows_cost_nothing(retention: Retention, execute: Execute, insert: Insert, now: int) -> None:
     """Rows far in the future, in a table with views and in one without, move no cut."""
     for table, row in (("latencies", latency), ("trades", trade)):
         insert(table, [row(now + 90 * DAY), row(now), row(now - 29 * DAY), row(now - 31 * DAY)])
@@ -133,7 +133,7 @@ def test_future_rows_cost_nothing(retention: Retention, execute: Execute, insert
     assert execute(VIEW_STATUS) == [("valid",)]
 
 
-def test_clocks_that_differ(
+def test_45_clocks_that_differ(
     retention: Retention, execute: Execute, insert: Insert, now: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server whose clock differs from this machine's by hours loses nothing: every table is refused, and audited."""

@@ -206,7 +206,7 @@ def test_a_stopped_redis_never_holds_up_an_offer(own_server: Any, until: Any) ->
         assert sink.stats().published >= PENDING_ROWS_MAX
 
 
-def test_out_of_memory_is_counted_as_refused_and_passes(sink: RedisSink, raw: redis.Redis, until: Any) -> None:
+def test_55_out_of_memory_is_counted_as_refused_and_passes(sink: RedisSink, raw: redis.Redis, until: Any) -> None:
     """Rows that a full server refuses are dropped and counted; with room again the next ones are published."""
     raw.config_set("maxmemory", "1")
     sink.offer(batch_of([{}] * 700))
@@ -242,7 +242,7 @@ def test_closing_publishes_what_is_left(server: Any, raw: redis.Redis) -> None:
     assert (sink.stats().published, raw.xlen(STREAM)) == (2_000, 2_000)
 
 
-def test_lost_acknowledgements_make_copies_that_consumers_drop(
+def test_56_lost_acknowledgements_make_copies_that_consumers_drop(
     server: Any, proxy: Any, connection: Connection, until: Any
 ) -> None:
     """When XADD's answer is lost the sink sends again; the consumer still sees every (lane, seq) exactly once."""

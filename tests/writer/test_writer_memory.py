@@ -126,7 +126,7 @@ def test_a_writer_that_was_taken_over(lane_settings: Settings) -> None:
         assert tails(lane_settings) == [(1, 0)]
 
 
-def test_a_second_writer_names_the_first(lane_settings: Settings) -> None:
+def test_10_a_second_writer_names_the_first(lane_settings: Settings) -> None:
     """A second writer of the instance is refused by name of the holder, and the first goes on."""
     script = """
 from ringlog.settings import Settings

@@ -74,7 +74,7 @@ def test_confirmed_trades_reach_the_stream_and_the_cache(both: Settings, valkey_
     client.close()
 
 
-def test_a_redis_that_is_down_holds_up_nothing(both: Settings, questdb_server: QuestDBServer) -> None:
+def test_55_a_redis_that_is_down_holds_up_nothing(both: Settings, questdb_server: QuestDBServer) -> None:
     """With no Redis at all every trade is stored, and its lanes are given back."""
     away = msgspec.structs.replace(both, redis_port=1)
     writer = Writer(away, QuestdbSink(away), _mirror(away))

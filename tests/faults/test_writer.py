@@ -1,0 +1,280 @@
+"""Faults met by the writer itself, by their number in the fault table, with a real server behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+from lane_samples import Sample, eventually, text_of
+from whole_path import TABLE, WholePath, environment_of, writing
+
+from ringlog import Producer
+from ringlog.lanes.claims import cards, open_board
+from ringlog.lanes.segments import attach_segment
+from ringlog.layout import HEAD_OFFSET, slots_offset
+from ringlog.questdb import tables
+from ringlog.questdb.tables import create_table
+from ringlog.records import LatencySample, Record, Varchar, layout_of
+from ringlog.ring import store
+
+OTHER = layout_of(LatencySample).table
+
+
+class Address(Record):
+    """A record whose text the table takes only where it is an address."""
+
+    __table__ = "addresses"
+
+    number: int
+    text: Annotated[str, Varchar(64)]
+
+
+@pytest.fixture
+def addresses(path: WholePath, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Any]]:
+    """A table whose column `text` is an IPv4 behind the sink's back, so that QuestDB itself refuses other texts."""
+    layout = layout_of(Address)
+    path.query(f"drop table if exists {layout.table}")
+    path.query(create_table(layout).replace('"text" VARCHAR', '"text" IPV4'))
+    actual = tables.columns
+
+    def as_declared(connection: Any, table: str) -> tuple[tables.ServerColumn, ...]:
+        return tuple(
+            column._replace(type="VARCHAR") if column.type == "IPv4" else column for column in actual(connection, table)
+        )
+
+    monkeypatch.setattr(tables, "columns", as_declared)
+    return lambda what: path.query(f"select {what} from {layout.table}")
+
+
+def test_18_garbage_in_slots(path: WholePath) -> None:
+    """Slots that append could not have written are kept with their bytes and never sent; their neighbours arrive.
+
+    Defence: the decoder's checks (without them garbage is stored here, as somebody's record).
+    """
+    layout = layout_of(Sample)
+    with Producer([Sample], settings=path.settings) as producer:
+        appender = producer.appender(Sample)
+        assert all(appender.append(number, text_of(number)) for number in range(100))
+        (card,) = cards(producer.instance)
+        segment = attach_segment(card.segment)
+        garbage = bytes(range(7, 7 + 24))
+        for seq in (0, 50, 51):
+            at = slots_offset(len(layout.to_json())) + seq * layout.slot_bytes
+            segment.memory[at : at + len(garbage)] = garbage
+        segment.close()
+    with writing(path.settings):
+        eventually(lambda: path.stored() == 97, "the neighbours")
+        eventually(lambda: path.proof().tables[TABLE].in_lanes == 0, "the lane to be drained")
+        report = path.proof()
+    assert report.is_exact, report
+    assert (report.tables[TABLE].confirmed, report.tables[TABLE].quarantined) == (97, 3)
+    kept = sorted((path.settings.spool_path / "quarantine").glob("slot-*.bytes"))
+    assert [file.read_bytes()[: len(garbage)] for file in kept] == [garbage] * 3
+
+
+def test_18_garbage_for_a_head(path: WholePath) -> None:
+    """A head that cannot be holds up its own lane alone: it is left as it is, named, and others go on."""
+    with (
+        Producer([Sample], settings=path.settings) as broken,
+        writing(path.settings) as writer,
+        path.producing() as append,
+    ):
+        assert broken.appender(Sample).append(1, text_of(1))
+        eventually(lambda: path.stored() == 1, "its first record")
+        (card,) = (card for card in cards(broken.instance) if card.lane == broken.appender(Sample).lane)
+        segment = attach_segment(card.segment)
+        store(segment.memory, HEAD_OFFSET, 1 << 40)
+        append(100)
+        eventually(lambda: path.stored() == 101, "the records of the other")
+        assert any(f"{card.lane:016x}" in text for text in path.proof().unproved)
+        store(segment.memory, HEAD_OFFSET, 1)
+        segment.close()
+        assert writer.statistics.errors == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.root
+def test_21_disk_full_refuses_and_resumes(
+    path: WholePath, small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk under the spool: appends are refused at once, by reason, and accepted again when space is back.
+
+    The alert is a log line, a count in the writer's status and a command that is run. Nothing accepted is lost.
+    Defence: the watch of the spool's disk (without it every append is accepted here until the spool itself fails).
+    """
+    told = tmp_path / "alerts"
+    hook = f"{sys.executable} -c \"import sys; open('{told}', 'a').write(' '.join(sys.argv[1:3]) + chr(10))\""
+    path.with_settings(spool_dir=str(small_disk / "spool"), disk_free_bytes_min=16 << 20, alert_command=hook)
+    with caplog.at_level(logging.INFO), writing(path.settings), path.producing() as append:
+        append(64)
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(bytes(45 << 20))
+        eventually(lambda: append(1) == 0, "appends to be refused")
+        assert append.appender.refused_reason() == "board: disk_full"
+        refused = append.appender.refused()["board"]
+        assert append(1000) == 0
+        assert append.appender.refused()["board"] == refused + 1000
+        assert "pressure level=refuse spool disk" in caplog.text
+        board = open_board(append.instance)
+        eventually(lambda: json.loads(board.read_status() or b"{}").get("alerts", {}).get("spool disk"), "the count")
+        eventually(lambda: told.exists() and "spool disk refuse" in told.read_text(), "the command")
+        ballast.unlink()
+        eventually(lambda: append(1) == 1, "appends to be accepted again")
+        eventually(lambda: "spool disk ok" in told.read_text(), "the command")
+    with writing(path.settings):
+        path.require_exact()
+
+
+@pytest.mark.root
+def test_21_spool_on_a_full_disk(path: WholePath, small_disk: Path) -> None:
+    """A disk that fills up during an outage, faster than it is watched: accepted records stay in their lanes.
+
+    Once there is space they are spooled, and once there is a server they arrive.
+    Defence: an append to the spool that failed moves no tail (moved all the same, records are lost here).
+    """
+    good = path.with_settings(spool_dir=str(small_disk / "spool"), disk_free_bytes_min=1)
+    path.with_settings(questdb_pg_port=1, questdb_http_port=1)
+    with writing(path.settings) as writer, path.producing() as append:
+        append(64)
+        eventually(lambda: writer._refuge.spooled_rows == 64, "the first records")
+        ballast = small_disk / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        assert append(200) >= 0
+        eventually(lambda: append(1) == 0, "appends to be refused")
+        ballast.unlink()
+        eventually(lambda: append(1) == 1, "appends to be accepted again")
+        path.settings = good
+        eventually(lambda: path.proof().tables[TABLE].in_lanes == 0, "all to be spooled")
+        assert path.proof().is_exact
+    with writing(path.settings):
+        path.require_exact()
+
+
+def test_28_spool_at_its_cap(path: WholePath) -> None:
+    """At the spool's cap the board refuses and nothing is dropped; replayed, it accepts again, by itself.
+
+    Defence: the board (without it appends go on until their lane is full: the reason here is another).
+    """
+    good = path.with_settings(spool_bytes_max=200_000)
+    outage = msgspec.structs.replace(good, questdb_pg_port=1, questdb_http_port=1)
+    with writing(outage), path.producing() as append:
+        reason = append.appender.refused_reason
+        eventually(lambda: append(4) == 0 and reason() == "board: spool_full", "appends to be refused by the board")
+        report = path.proof()
+        assert report.is_exact, report
+        assert report.tables[TABLE].spooled > 0
+    with path.producing() as append, writing(good):
+        eventually(lambda: append(64) == 64, "appends to be accepted again")
+    with writing(good):
+        path.require_exact()
+
+
+def test_35_one_bad_row(path: WholePath, addresses: Callable[[str], list[Any]]) -> None:
+    """A row that QuestDB refuses becomes a dead letter with table, origin and reason; its 199 neighbours are stored.
+
+    Rows of other lanes and tables are not held up. Defence: the bisection (without it none of the 200 is stored).
+    """
+    with (
+        Producer([Address], settings=path.settings) as first,
+        Producer([Address], settings=path.settings) as second,
+        path.producing() as append,
+    ):
+        mine, other = first.appender(Address), second.appender(Address)
+        lane = mine.lane
+        for number in range(200):
+            assert mine.append(number, "no address" if number == 77 else f"10.0.0.{number}")
+            assert other.append(1000 + number, "10.1.1.1")
+        append(64)
+        with writing(path.settings) as writer:
+            eventually(lambda: addresses("count()")[0][0] == 399, "the neighbours")
+            eventually(lambda: path.stored() == 64, "the other table")
+            eventually(lambda: path.proof().tables["addresses"].in_lanes == 0, "the lanes to be drained")
+            report = path.proof()
+            assert writer._refuge.dead_letters == 1
+    assert report.is_exact, report
+    assert (report.tables["addresses"].dead_letters, report.tables["addresses"].confirmed) == (1, 399)
+    done = subprocess.run(
+        [sys.executable, "-m", "ringlog", "dead-letters", "list", "--json"],
+        env={**os.environ, **environment_of(path.settings)},
+        capture_output=True,
+        check=True,
+    )
+    (letter,) = json.loads(done.stdout)["dead_letters"]
+    assert (letter["table"], letter["lane"], letter["seq"]) == ("addresses", lane, 77)
+    assert "error" in letter["reason"].lower()
+    assert letter["record"]["text"] == "no address"
+
+
+def test_35_a_table_at_fault(path: WholePath, addresses: Callable[[str], list[Any]]) -> None:
+    """Where no row is taken the table is at fault: everything is spooled, and nothing is a dead letter.
+
+    Defence: rows spread over a batch are tried before one is blamed (without it all 200 are dead letters here).
+    """
+    with Producer([Address], settings=path.settings) as producer, writing(path.settings) as writer:
+        assert all(producer.appender(Address).append(number, "no address") for number in range(200))
+        eventually(lambda: writer._refuge.spooled_rows >= 200, "the records to be spooled")
+        assert writer._refuge.dead_letters == 0
+        path.query("alter table addresses alter column text type varchar")
+        eventually(lambda: addresses("count()")[0][0] == 200, "everything, once it is mended")
+        eventually(lambda: path.proof().tables["addresses"].confirmed == 200, "the confirmation")
+    assert path.proof().is_exact
+
+
+def test_39_a_connection_that_knows_an_older_column(path: WholePath, addresses: Callable[[str], list[Any]]) -> None:
+    """Rows that a connection refuses because its table was altered since it first wrote are not blamed.
+
+    The server keeps column types with each connection. Defence: a new connection (without it these rows become dead
+    letters, although the table takes them).
+    """
+    with Producer([Address], settings=path.settings) as producer, writing(path.settings) as writer:
+        append = producer.appender(Address).append
+        assert append(1, "10.0.0.1")
+        eventually(lambda: addresses("count()")[0][0] == 1, "the first record")
+        path.query("alter table addresses alter column text type varchar")
+        assert append(2, "no address")
+        eventually(lambda: addresses("count()")[0][0] == 2, "the second record")
+        assert writer._refuge.dead_letters == 0
+
+
+def test_58_no_descriptor_left(path: WholePath) -> None:
+    """A writer without a free descriptor loses nothing, and goes on by itself once it has some.
+
+    Defence: a lane that cannot be looked at is not taken for an abandoned one.
+    """
+    path.start_writer()
+    assert path.writer is not None
+    with path.producing() as append:
+        append(64)
+        eventually(lambda: path.stored() == 64, "the first records")
+        limits = resource.prlimit(path.writer.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(path.writer.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        with path.producing() as later:
+            later(64)
+            append(64)
+            eventually(
+                lambda: "lanes cannot be listed yet" in path.log_text() or path.writer.poll() is not None, "an error"
+            )
+            assert path.writer.poll() is None, path.log_text()[-1000:]
+            resource.prlimit(path.writer.pid, resource.RLIMIT_NOFILE, limits)
+            eventually(lambda: path.stored() == 192, "everything")
+    path.require_exact()
