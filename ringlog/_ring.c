@@ -85,6 +85,8 @@ static void after_fork_in_child(void) { fork_generation++; }
 
 static inline uint64_t load_acquire(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 static inline uint64_t load_relaxed(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+/* On x86 an order to the compiler alone: stores are seen in their order there. */
+static inline void fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 static inline void store_release(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
 
 static inline int64_t now_us(void)
@@ -647,6 +649,7 @@ static PyObject *ring_append_many(Ring *self, PyObject *args)
             uint64_t seq = self->head + i;
             unsigned char *slot = self->slots + (seq & (self->capacity - 1)) * self->slot_bytes;
             memcpy(slot, &seq, 8);
+            fence_release(); /* SYNC POINT overwritten: with a tap's copy */
             memcpy(slot + 8, from + 8, self->slot_bytes - 8);
         }
         if (accepted)
@@ -1087,6 +1090,7 @@ static inline int appender_write(Appender *self, PyObject *const *values, int co
         text_prefetch(values[self->steps[i].place]);
     int64_t now = now_us(); /* before the fields: the processor goes on with them while its counter is read */
     memcpy(slot, &ring->head, 8);
+    fence_release(); /* SYNC POINT overwritten: with a tap's copy, which sees the new seq before any field of it */
     for (int i = 0; i < self->run_count; i++)
         copy_run(slot, self->image, &self->runs[i]);
     int written = complete ? appender_write_given(self, values, slot) : appender_write_or_default(self, values, slot);

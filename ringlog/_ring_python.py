@@ -1,6 +1,6 @@
 """The Python ring: the reference for `_ring.c`, which has the same classes with the same methods. Works everywhere.
 
-SYNC POINT pairs are described in `_ring.c`. Python has no acquire and release, so `_fence` passes through a lock: its
+SYNC POINT pairs are described in `_ring.c`. Python has no acquire and release, so `fence` passes through a lock: its
 release cannot be seen before what was stored before it, nor can what follows its acquire happen before it, which
 together is a full fence on every processor that ringlog supports. Without it an ARM machine could publish a head
 before the slot, and the drain would read a slot of the last lap.
@@ -22,7 +22,8 @@ _WORD = struct.Struct("@Q")  # native: one 8-byte store, where "=Q" would be eig
 _fork_generation = 0
 
 
-def _fence() -> None:
+def fence() -> None:
+    """A full one: loads and stores before it and behind it keep their order."""
     # A lock of this call alone: no other thread, signal handler or forked child can ever meet it.
     lock = threading.Lock()
     lock.acquire()
@@ -41,13 +42,13 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 def load(memory: Any, offset: int) -> int:
     """An 8-byte word, with acquire."""
     (value,) = _WORD.unpack_from(memory, _checked(memory, offset))
-    _fence()
+    fence()
     return int(value)
 
 
 def store(memory: Any, offset: int, value: int) -> None:
     """An 8-byte word, with release."""
-    _fence()
+    fence()
     _WORD.pack_into(memory, _checked(memory, offset), value)
 
 
@@ -168,7 +169,7 @@ class Ring:
             return 0
         if not 0 <= self.head - self._tail <= self._capacity - rows:
             self._tail = self._words[self._tail_word]  # SYNC POINT tail: with the writer's advance
-            _fence()
+            fence()
         free = self._capacity - (self.head - self._tail)
         if free > self._capacity:
             free = 0  # a tail beyond the head: no writer stores that; write nothing
@@ -182,7 +183,7 @@ class Ring:
 
     def publish(self, rows: int) -> None:
         self.head += rows
-        _fence()
+        fence()
         self._words[self._head_word] = self.head  # SYNC POINT head: with the drain
 
     def _own_lock(self) -> Any:
@@ -230,8 +231,9 @@ class Ring:
             accepted = self.ready(count)
             for i in range(accepted):
                 at = self.slot(self.head + i)
-                self._memory[at : at + self.slot_bytes] = view[i * self.slot_bytes : (i + 1) * self.slot_bytes]
                 _WORD.pack_into(self._memory, at, self.head + i)
+                fence()  # SYNC POINT overwritten: with a tap's copy
+                self._memory[at + 8 : at + self.slot_bytes] = view[i * self.slot_bytes + 8 : (i + 1) * self.slot_bytes]
             if accepted:
                 self.publish(accepted)
             return accepted
@@ -247,6 +249,7 @@ class Ring:
                 return False
             at = self.slot(self.head)
             _WORD.pack_into(self._memory, at, self.head)
+            fence()  # SYNC POINT overwritten: with a tap's copy
             for field, value in values:
                 field.write(self._memory, at, value)
             self.publish(1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ringlog.errors import SegmentRefused
 from ringlog.lanes.instance import Instance
-from ringlog.lanes.segments import attach_segment, create_segment, unlink_segment
+from ringlog.lanes.segments import MappedSegment, SegmentBlank, attach_segment, create_segment, unlink_segment
 from ringlog.layout import (
     BOARD_BEAT_OFFSET,
     BOARD_BYTES,
@@ -46,6 +46,10 @@ class Board:
             # Its maker died before the magic was written, so nobody reads it: make it anew.
             unlink_segment(instance.board_name)
             return cls._create(instance)
+        return cls._checked(instance, segment)
+
+    @classmethod
+    def _checked(cls, instance: Instance, segment: Any) -> Board:
         magic, version = BOARD_HEADER.unpack_from(segment.memory)
         if magic != BOARD_MAGIC or version != LAYOUT_VERSION:
             raise SegmentRefused(
@@ -53,6 +57,20 @@ class Board:
                 f"wanted {BOARD_MAGIC!r} version {LAYOUT_VERSION}"
             )
         return cls(segment)
+
+    @classmethod
+    def look(cls, instance: Instance) -> Board | None:
+        """The instance's board for reading alone, None where there is none; nothing is made, and no lock is taken.
+
+        Raises SegmentRefused where what is there is not a board of this layout version.
+        """
+        try:
+            segment = MappedSegment(instance.board_name)
+        except (FileNotFoundError, SegmentBlank):
+            return None
+        if len(segment.memory) < BOARD_BYTES or bytes(segment.memory[:8]) == bytes(8):
+            return None  # not made yet
+        return cls._checked(instance, segment)
 
     @classmethod
     def _create(cls, instance: Instance) -> Board:

@@ -6,9 +6,6 @@ import enum
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
-
-import msgspec
 
 from ringlog.decode import Slots
 from ringlog.errors import LaneError, SegmentRefused
@@ -16,39 +13,20 @@ from ringlog.lanes.claims import Card, cards, claims_lock
 from ringlog.lanes.instance import Instance, boot_id
 from ringlog.lanes.locks import LockFile, is_locked
 from ringlog.lanes.segments import Segment, SegmentBlank, attach_segment, unlink_segment
-from ringlog.layout import (
-    HEAD_OFFSET,
-    HEADER,
-    HEADER_FIELDS,
-    LAYOUT_OFFSET,
-    LAYOUT_VERSION,
-    MAGIC,
-    REFUSED_OFFSET,
-    REFUSED_WORDS,
-    STATE_OFFSET,
-    TAIL_OFFSET,
-    LaneState,
-    segment_bytes,
-    slots_offset,
-)
-from ringlog.records import LANE, SEQ, TIMESTAMP, Field, Kind, RecordLayout
-from ringlog.records.declaration import FIELDS_MAX, IDENTIFIER, SLOT_BYTES_MAX
-from ringlog.records.fields import INT64_MAX, INT64_MIN, TEXT_WIDTH_BYTES_MAX
-from ringlog.ring import load, store
+from ringlog.lanes.views import LaneView
+from ringlog.layout import STATE_OFFSET, TAIL_OFFSET, LaneState
+from ringlog.ring import store
 
 logger = logging.getLogger("ringlog.lanes")
 
 
-class LaneReader:
+class LaneReader(LaneView):
     """One lane as the writer sees it. `sent` is the writer's own cursor; the segment's tail is what is confirmed."""
 
-    def __init__(self, card: Card, segment: Segment, layout: RecordLayout, slots_at: int, capacity: int) -> None:
+    def __init__(self, card: Card, segment: Segment) -> None:
+        super().__init__(card.segment, segment.memory, card.lane)
         self.card = card
-        self.layout = layout
-        self.capacity = capacity
         self._segment = segment
-        self._memory: Any = segment.memory
-        self._slots = self._memory[slots_at : slots_at + capacity * layout.slot_bytes]
         self.sent = self.tail
 
     @classmethod
@@ -60,77 +38,10 @@ class LaneReader:
         """
         segment = attach_segment(card.segment)
         try:
-            return cls._checked(card, segment)
+            return cls(card, segment)
         except BaseException:
             segment.close()
             raise
-
-    @classmethod
-    def _checked(cls, card: Card, segment: Segment) -> LaneReader:
-        if bytes(segment.memory[:8]) == bytes(8):
-            raise SegmentBlank(f"segment {card.segment}: got no magic, wanted a completed claim")
-        if segment.size < LAYOUT_OFFSET:
-            raise SegmentRefused(f"segment {card.segment}: got {segment.size} bytes, wanted at least {LAYOUT_OFFSET}")
-        header = dict(zip(HEADER_FIELDS, HEADER.unpack(bytes(segment.memory[: HEADER.size])), strict=True))
-        if header["magic"] != MAGIC or header["version"] != LAYOUT_VERSION:
-            raise SegmentRefused(
-                f"segment {card.segment}: got magic {header['magic']!r} version {header['version']}, "
-                f"wanted {MAGIC!r} version {LAYOUT_VERSION}: was it made by another version of ringlog?"
-            )
-        layout_bytes, capacity = header["layout_bytes"], header["capacity"]
-        if not 0 < layout_bytes <= segment.size - LAYOUT_OFFSET:
-            raise SegmentRefused(f"segment {card.segment}: got {layout_bytes} bytes of layout, wanted them inside it")
-        try:
-            layout = RecordLayout.from_json(bytes(segment.memory[LAYOUT_OFFSET : LAYOUT_OFFSET + layout_bytes]))
-        except msgspec.MsgspecError as error:
-            raise SegmentRefused(f"segment {card.segment}: got a layout that is none ({error}), wanted JSON") from None
-        _check_layout(card, layout)
-        at = slots_offset(layout_bytes)
-        sound = (
-            capacity > 0
-            and capacity & (capacity - 1) == 0
-            and header["slot_bytes"] == layout.slot_bytes
-            and header["slots_offset"] == at
-            and header["lane"] == card.lane
-            and segment.size >= segment_bytes(layout_bytes, layout.slot_bytes, capacity)
-        )
-        if not sound:
-            raise SegmentRefused(
-                f"segment {card.segment}: got lane {header['lane']}, {capacity} slots of {header['slot_bytes']} bytes "
-                f"from byte {header['slots_offset']} in {segment.size} bytes, wanted lane {card.lane}, a power of two "
-                f"of slots of {layout.slot_bytes} bytes from byte {at} inside the segment"
-            )
-        reader = cls(card, segment, layout, at, capacity)
-        if not 0 <= reader.head - reader.tail <= capacity:
-            raise SegmentRefused(
-                f"segment {card.segment}: got head {reader.head}, tail {reader.tail}, wanted at most {capacity} apart"
-            )
-        return reader
-
-    @property
-    def lane(self) -> int:
-        return self.card.lane
-
-    @property
-    def head(self) -> int:
-        """How many records were ever accepted into this lane. SYNC POINT head: with the owner's publish."""
-        return load(self._memory, HEAD_OFFSET)
-
-    @property
-    def tail(self) -> int:
-        """How many of them are safe elsewhere."""
-        return load(self._memory, TAIL_OFFSET)
-
-    @property
-    def state(self) -> LaneState:
-        """RETIRED also for a word that nobody stores: its owner leaves such a lane as well."""
-        word = load(self._memory, STATE_OFFSET)
-        return LaneState(word) if word in (LaneState.OPEN, LaneState.CLOSED) else LaneState.RETIRED
-
-    @property
-    def refused(self) -> tuple[int, ...]:
-        """Records refused by the owner, by reason."""
-        return tuple(load(self._memory, REFUSED_OFFSET + 8 * i) for i in range(REFUSED_WORDS))
 
     @property
     def waiting(self) -> int:
@@ -149,15 +60,8 @@ class LaneReader:
 
     def take(self, rows_max: int) -> list[Slots]:
         """The next records in order, at most `rows_max`, as one or two runs of slots in shared memory; moves `sent`."""
-        rows = min(self.waiting, rows_max)
-        runs = []
-        while rows:
-            at = self.sent % self.capacity
-            part = min(rows, self.capacity - at)
-            memory = self._slots[at * self.layout.slot_bytes : (at + part) * self.layout.slot_bytes]
-            runs.append(Slots(self.lane, self.sent, part, memory))
-            self.sent += part
-            rows -= part
+        runs = self.runs(self.sent, min(self.waiting, rows_max))
+        self.sent += sum(run.rows for run in runs)
         return runs
 
     def advance(self, seq: int) -> None:
@@ -188,43 +92,8 @@ class LaneReader:
         store(self._memory, STATE_OFFSET, LaneState.RETIRED)
 
     def close(self) -> None:
-        self._slots.release()
+        super().close()
         self._segment.close()
-
-
-def _check_layout(card: Card, layout: RecordLayout) -> None:
-    """The layout comes from another process: every field must lie inside the slot and every name be an identifier."""
-    names = [field.name for field in layout.fields]
-    sound = (
-        16 <= layout.slot_bytes <= SLOT_BYTES_MAX
-        and 2 <= len(names) <= FIELDS_MAX + 1
-        and len({*names, LANE, SEQ}) == len(names) + 2
-        and all(IDENTIFIER.fullmatch(name) for name in (*names, layout.table))
-        and all(8 <= field.offset <= layout.slot_bytes - field.stored_bytes for field in layout.fields)
-        and all(_is_sound(field) for field in layout.fields)
-        and [field.name for field in layout.fields if field.kind is Kind.TIMESTAMP] == [TIMESTAMP] == names[-1:]
-    )
-    if not sound:
-        raise SegmentRefused(
-            f"segment {card.segment}: got a layout of {layout.name!r} that no record type compiles to, "
-            f"wanted named fields of known kinds inside their slot of {layout.slot_bytes} bytes"
-        )
-
-
-def _is_sound(field: Field) -> bool:
-    """Whether a field's width and limits are ones that its kind can have."""
-    limits = (field.minimum, field.maximum)
-    match field.kind:
-        case Kind.DOUBLE:
-            return field.width_bytes == 8 and all(isinstance(limit, float) for limit in limits)
-        case Kind.LONG:
-            return field.width_bytes == 8 and all(isinstance(x, int) and INT64_MIN <= x <= INT64_MAX for x in limits)
-        case Kind.TIMESTAMP:
-            return field.width_bytes == 8
-        case Kind.BOOLEAN:
-            return field.width_bytes == 1
-        case _:
-            return 1 <= field.width_bytes <= TEXT_WIDTH_BYTES_MAX
 
 
 class Absent(enum.Enum):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import stat
 import sys
@@ -192,9 +193,50 @@ def attach_segment(name: str) -> Segment:
     return segment
 
 
+class MappedSegment:
+    """An existing segment of this user, mapped for reading alone.
+
+    Raises FileNotFoundError where there is none, SegmentBlank where it is empty, SegmentRefused where it is not a
+    regular one of this user, mode 0600, LaneError where this process has no descriptor or memory left for it.
+    """
+
+    def __init__(self, name: str) -> None:
+        import _posixshmem  # type: ignore[import-not-found]  # SharedMemory can only map for writing
+
+        try:
+            descriptor = _posixshmem.shm_open(f"/{name}", os.O_RDONLY, mode=0)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                raise LaneError(f"segment {name}: got {error}, wanted a free descriptor") from None
+            raise SegmentRefused(f"segment {name}: got {error}, wanted one that can be read") from None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                raise SegmentRefused(
+                    f"segment {name}: got owner uid {status.st_uid} mode {stat.S_IMODE(status.st_mode):04o}, "
+                    f"wanted a regular one of uid {os.geteuid()}, mode 0600"
+                )
+            if status.st_size == 0:
+                raise SegmentBlank(f"segment {name}: got 0 bytes, wanted a lane")
+            self._map = mmap.mmap(descriptor, status.st_size, prot=mmap.PROT_READ)
+        except OSError as error:
+            raise LaneError(f"segment {name}: got {error}, wanted memory to map it") from None
+        finally:
+            os.close(descriptor)
+        self.memory = memoryview(self._map)
+
+    def close(self) -> None:
+        """Where a view still holds the memory, the mapping goes when that does."""
+        with contextlib.suppress(BufferError):
+            self.memory.release()
+            self._map.close()
+
+
 def unlink_segment(name: str) -> None:
     """Takes a segment's name away; those who have it mapped keep it. No error where there is none."""
-    import _posixshmem  # type: ignore[import-not-found]  # SharedMemory.unlink needs an attached segment
+    import _posixshmem  # SharedMemory.unlink needs an attached segment
 
     with contextlib.suppress(FileNotFoundError):
         _posixshmem.shm_unlink(f"/{name}")

@@ -21,7 +21,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"decode", "arrays"}),
     frozenset({"lanes", "sinks"}),
     frozenset({"questdb", "postgres", "redis"}),
-    frozenset({"producer", "writer", "servers", "audit"}),
+    frozenset({"producer", "writer", "servers", "audit", "monitor"}),
     frozenset({"testing"}),  # for users' tests: a producer, and a drain into memory
     frozenset({"ringlog"}),  # the package's front door
     frozenset({"demo"}),
