@@ -89,7 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     query_pool_size_min: int = 5
     query_pool_size_max: int = 10
     query_timeout_ms: int = 5_000
-    retention_days: int = 30
+    retention_days: int = 30  # 0: the writer runs no retention, and stores records of any age
     retention_hour: int = -1  # UTC hour at which the daily run may begin; -1: the quietest hours of the day before
 
     # PostgreSQL

@@ -79,7 +79,7 @@ class MemoryInstance:
         for lane in self._directory.lanes.values():
             drain = self._drains.setdefault(lane.layout, Drain(lane.layout, 1 << 14))
             while (taken := drain.take([lane])) is not None:
-                batch, runs, corrupt = taken
+                (batch, corrupt, _), runs = taken
                 assert not corrupt, f"lane {lane.lane:016x}: got slots that append never wrote: {corrupt}"  # noqa: S101
                 self._sink.send(self._sink.encode(batch))
                 lane.advance(runs[-1].first_seq + runs[-1].rows)

@@ -115,7 +115,8 @@ def retry(
         if store is not None and chosen:
             sink = QuestdbSink(settings)
             try:
-                delivered, refused = store.retry(chosen, Resender(sink, settings.confirm_timeout_ms / 1000))
+                resender = Resender(sink, settings.confirm_timeout_ms / 1000, _cuts(settings))
+                delivered, refused = store.retry(chosen, resender)
             finally:
                 sink.close()
     if as_json:
@@ -127,3 +128,12 @@ def retry(
         click.echo(f"{delivered} delivered, {len(refused)} refused again")
     if refused:
         context.exit(FAILED)
+
+
+def _cuts(settings: Settings) -> dict[str, int]:
+    from ringlog.questdb.retention import Retention
+
+    if settings.retention_days == 0:
+        return {}
+    with Retention(settings) as retention:
+        return retention.expiry_cuts()

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ringlog.settings import Settings
-from ringlog.sinks import Mirror
+from ringlog.sinks import Cuts, Mirror
 
 
 @click.command("writer")
@@ -35,10 +35,19 @@ def writer(verbose: bool, **flags: Any) -> None:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     settings = Settings.from_environment(**flags)
-    process = Writer(settings, QuestdbSink(settings), _mirror(settings))
+    process = Writer(settings, QuestdbSink(settings), _mirror(settings), _cuts(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop())
     process.run()
+
+
+def _cuts(settings: Settings) -> Cuts | None:
+    """Retention on a thread; with `retention_days` 0 there is none, and no record is too old."""
+    if settings.retention_days == 0:
+        return None
+    from ringlog.questdb.retention_thread import RetentionThread
+
+    return RetentionThread(settings).start()
 
 
 def _mirror(settings: Settings) -> Mirror | None:

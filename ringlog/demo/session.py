@@ -62,7 +62,8 @@ def run_session(options: Options, view: View) -> tuple[Report, Settings]:
         directory = _directory(options.keep, stack)
         view.note("starting QuestDB ...")
         server = stack.enter_context(QuestDBServer(directory / "questdb" if options.keep else None))
-        settings = Settings(runtime_dir=str(directory / "run"), **server.settings())
+        # A recording keeps the times it was made at, however long ago: nothing here is too old.
+        settings = Settings(runtime_dir=str(directory / "run"), retention_days=0, **server.settings())
         instance = Instance(settings).open()
         stack.callback(_clean, instance)
         migrate(settings, [layout_of(record) for record in PLATFORM_RECORDS])

@@ -103,7 +103,8 @@ class Retention:
 
     def __init__(self, settings: Settings) -> None:
         if settings.retention_days < 1:
-            raise ConfigurationError(f"RINGLOG_RETENTION_DAYS: got {settings.retention_days}, wanted at least 1")
+            got = f"RINGLOG_RETENTION_DAYS: got {settings.retention_days}"
+            raise ConfigurationError(f"{got}, wanted at least 1 (0 only has the writer keep all)")
         self._settings = settings
         self._connection = Connection.from_settings(settings)
 
@@ -127,6 +128,15 @@ class Retention:
         """`executed_cut` of all tables that have one, in one query."""
         return audit.executed_cuts(self._connection)
 
+    def expiry_cuts(self) -> dict[str, int]:
+        """Microseconds before which a record of each table has expired: sent, it would bring a partition back.
+
+        That is the executed cut, but never one that is later than a run would make now by the earlier of the server's
+        clock and this machine's: a run under a clock that was days ahead must not have good records dropped afterwards.
+        """
+        due_us = self._cut_us(min(self._now_us(), time.time_ns() // 1_000))
+        return {table: min(cut_us, due_us) for table, cut_us in self.executed_cuts().items()}
+
     def tables(self) -> list[str]:
         """The tables that are subject to retention, without the views over them."""
         return [target.name for target in self._targets() if not target.is_view]
@@ -141,8 +151,7 @@ class Retention:
             if not dry_run:
                 stack.enter_context(_only_run(self._settings))
             now_us, targets = self._now_us(), self._targets()
-            cut_us = (now_us - self._settings.retention_days * DAY_US) // DAY_US * DAY_US
-            report = Report(run=now_us, cut_us=cut_us, dry_run=dry_run, tables=[])
+            report = Report(run=now_us, cut_us=self._cut_us(now_us), dry_run=dry_run, tables=[])
             report.disk_free_bytes_before = self._disk_free_bytes()
             difference = abs(now_us - time.time_ns() // 1_000)
             if difference > CLOCK_DIFFERENCE_MAX_US:
@@ -230,14 +239,20 @@ class Retention:
     def _alter(self, target: Target, statement: str) -> None:
         """Runs the statement and returns once it is applied."""
         self._connection.execute(statement, timeout_s=APPLY_TIMEOUT_S)
+        self._wait_applied(target.name, statement)
+
+    def _wait_applied(self, table: str, what: str) -> None:
         deadline = time.monotonic() + APPLY_TIMEOUT_S
-        while behind := self._connection.execute(_BEHIND, (target.name,)):
+        while behind := self._connection.execute(_BEHIND, (table,)):
             if behind[0][0] or time.monotonic() > deadline:
                 trouble = "a suspended table" if behind[0][0] else f"no end of it in {APPLY_TIMEOUT_S:.0f} s"
-                raise ServerError(f"{target.name}: got {trouble}, wanted {statement!r} applied")
+                raise ServerError(f"{table}: got {trouble}, wanted {what!r} applied")
             time.sleep(_POLL_S)
 
     # What the server has
+
+    def _cut_us(self, now_us: int) -> int:
+        return (now_us - self._settings.retention_days * DAY_US) // DAY_US * DAY_US
 
     def _now_us(self) -> int:
         now: int = self._connection.execute("SELECT now()::long")[0][0]
@@ -300,6 +315,7 @@ class Retention:
             for table in report.tables
         ]
         audit.write(self._connection, entries)
+        self._wait_applied(audit.AUDIT_TABLE, "the audit")  # who asks for the executed cuts now finds them
 
     def _resolve(self, targets: list[Target]) -> None:
         """Writes what became of the partitions that an interrupted run had planned."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ringlog.columns import Column, sliced
@@ -93,6 +93,22 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Cuts(Protocol):
+    """Which records come too late to be stored: they would bring back what retention took."""
+
+    @property
+    def by_table(self) -> Mapping[str, int] | None:
+        """Microseconds since the epoch before which a table's records have expired; a table without a cut has no entry.
+
+        None while it is not known: then nothing may be sent. Never waits.
+        """
+        ...
+
+    def close(self) -> None:
+        """Never waits for what is going on."""
+        ...
 
 
 class Mirror(Protocol):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ringlog.decode import Corrupt, Decoder, Slots
 from ringlog.errors import SegmentRefused
 from ringlog.lanes.readers import LaneReader
-from ringlog.records import RecordLayout
+from ringlog.records import TIMESTAMP, RecordLayout
 from ringlog.sinks import Batch, Span
 
 logger = logging.getLogger("ringlog.writer")
@@ -17,6 +22,14 @@ logger = logging.getLogger("ringlog.writer")
 BATCH_BYTES_MAX = 12 * 1024 * 1024
 # A batch takes at most this part of a lane, so that the rest can fill while the batch is sent, applied and confirmed.
 LANE_PARTS = 2
+
+
+class Decoded(NamedTuple):
+    """What runs of slots hold: the batch to be sent, and what is in no batch: corrupt slots, and expired records."""
+
+    batch: Batch
+    corrupt: list[Corrupt]
+    expired: list[Span]
 
 
 class Drain:
@@ -29,8 +42,8 @@ class Drain:
         self._turn = 0
         self._left_alone: set[int] = set()
 
-    def take(self, lanes: Iterable[LaneReader]) -> tuple[Batch, list[Slots], list[Corrupt]] | None:
-        """The next batch, the runs of slots it covers (corrupt ones included), and the corrupt slots; None if empty.
+    def take(self, lanes: Iterable[LaneReader], cut_us: int | None = None) -> tuple[Decoded, list[Slots]] | None:
+        """What lanes hold next, and the runs of slots it covers; None if they are empty. `cut_us`: see `decode`.
 
         Moves each lane's `sent` cursor over what it took.
         """
@@ -51,13 +64,36 @@ class Drain:
                 continue
             taken += runs
             rows += sum(run.rows for run in runs)
-        if not taken:
-            return None
-        batch, corrupt = self.decode(taken)
-        return batch, taken, corrupt
+        return (self.decode(taken, cut_us), taken) if taken else None
 
-    def decode(self, runs: list[Slots]) -> tuple[Batch, list[Corrupt]]:
-        """Runs of slots as a batch of the sound ones, and the corrupt ones."""
+    def decode(self, runs: list[Slots], cut_us: int | None = None) -> Decoded:
+        """The sound records of runs of slots; those with a timestamp before `cut_us` (microseconds) have expired."""
         columns, sound, corrupt = self._decoder.decode(runs)
+        expired: list[Span] = []
+        if cut_us is not None:
+            timestamps: Any = columns[TIMESTAMP]
+            late = timestamps < cut_us
+            if late.any():  # hardly ever: decoding the rest again is simpler than taking rows out of columns
+                sound, expired = self._parted(sound, late)
+                columns, sound, _ = self._decoder.decode(sound)
         spans = tuple(Span(run.lane, run.first_seq, run.rows) for run in sound)
-        return Batch(self.layout, spans, sum(run.rows for run in sound), columns), corrupt
+        return Decoded(Batch(self.layout, spans, sum(run.rows for run in sound), columns), corrupt, expired)
+
+    def _parted(self, runs: list[Slots], late: NDArray[np.bool_]) -> tuple[list[Slots], list[Span]]:
+        """Runs without the rows that are late, and the spans of those; `late` has an element for each row of `runs`."""
+        kept: list[Slots] = []
+        expired: list[Span] = []
+        row = 0
+        for run in runs:
+            own = late[row : row + run.rows]
+            row += run.rows
+            borders = [0, *(np.flatnonzero(own[1:] != own[:-1]) + 1).tolist(), run.rows]
+            for start, stop in itertools.pairwise(borders):
+                seq, rows = run.first_seq + start, stop - start
+                if own[start]:
+                    expired.append(Span(run.lane, seq, rows))
+                else:
+                    slot_bytes = self.layout.slot_bytes
+                    memory = memoryview(run.memory).cast("B")[start * slot_bytes : stop * slot_bytes]
+                    kept.append(Slots(run.lane, seq, rows, memory))
+        return kept, expired

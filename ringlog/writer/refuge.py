@@ -8,7 +8,7 @@ waits for another.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ringlog.dead_letters import DeadLetters, Refused
 from ringlog.decode import Corrupt, Slots
@@ -70,6 +70,7 @@ class Refuge:
         self._corrupt: set[tuple[int, int]] = set()
         self.spooled_rows = 0
         self.replayed_rows = 0
+        self.expired_rows = 0
         self._rows_max = rows_max
         self._mirror = mirror
         self._away: set[str] = set(spool.tables())
@@ -128,23 +129,25 @@ class Refuge:
                 return safe
             self.spooled_rows += sum(run.rows for run in runs)
             if self._mirror is not None:
-                batch, _ = self._drain(layout).decode(runs)
-                self._mirror.offer(batch)
+                self._mirror.offer(self._drain(layout).decode(runs).batch)
             safe += runs
         return safe
 
-    def replay(self, delivery: Delivery) -> None:
-        """Offers the next spooled records of each table to the server, one request of a table at a time."""
+    def replay(self, delivery: Delivery, cuts: Mapping[str, int]) -> None:
+        """Offers the next spooled records of each table to the server, one request of a table at a time.
+
+        `cuts`: microseconds before which a table's records have expired.
+        """
         for table in self.spool.tables():
             if delivery.has_room and delivery.is_open(table) and not delivery.rows_under_way(table):
                 try:
-                    self._replay(table, delivery)
+                    self._replay(table, delivery, cuts.get(table))
                 except SpoolError as error:
                     logger.error("spool of table=%s cannot be read: %s", table, error)
         for table in [table for table in self._away if not self.spool.rows(table)]:
             self._away.discard(table)
 
-    def _replay(self, table: str, delivery: Delivery) -> None:
+    def _replay(self, table: str, delivery: Delivery, cut_us: int | None) -> None:
         replay = self.spool.read(table, self._rows_max)
         if replay is None:
             return
@@ -153,18 +156,14 @@ class Refuge:
         if replay.layout is None or not replay.rows:
             self.spool.confirm(replay)
             return
-        batch, corrupt = self._decoded(replay.layout, replay)
-        if not self.quarantine(replay.layout, corrupt):
+        runs = [Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()]
+        batch, corrupt, expired = self._drain(replay.layout).decode(runs, cut_us)
+        if not self.quarantine(replay.layout, corrupt) or not self.expire(replay.layout, expired):
             self.spool.rewind(table)
         elif not batch.rows:
             self.spool.confirm(replay)
         else:
             delivery.submit(batch, lambda settled: self._settle(replay, batch, settled))
-
-    def _decoded(self, layout: RecordLayout, replay: Replay) -> tuple[Batch, list[Corrupt]]:
-        return self._drain(layout).decode(
-            [Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()]
-        )
 
     def _drain(self, layout: RecordLayout) -> Drain:
         drain = self._drains.get(layout)
@@ -214,6 +213,24 @@ class Refuge:
         except (SpoolError, OSError) as error:
             self._stop_taking(error)
             return False
+        return True
+
+    def expire(self, layout: RecordLayout, expired: Sequence[Span]) -> bool:
+        """Writes down durably which records came after retention had cut their day; only then may they be passed."""
+        rows = sum(span.rows for span in expired)
+        if not rows:
+            return True
+        try:
+            self._ledger.record(Term.EXPIRED, layout.table, expired, durable=True)
+        except SpoolError as error:
+            self._stop_taking(error)
+            return False
+        before, self.expired_rows = self.expired_rows, self.expired_rows + rows
+        if before.bit_length() != self.expired_rows.bit_length():  # each doubling: a backlog is no flood of log lines
+            logger.warning(
+                "records came after retention had cut their day, not sent table=%s rows=%d since start=%d",
+                *(layout.table, rows, self.expired_rows),
+            )
         return True
 
     def _stop_taking(self, error: Exception) -> None:

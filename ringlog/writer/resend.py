@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
 from ringlog.dead_letters import DeadLetter
 from ringlog.dead_letters.letter import slot_of
-from ringlog.decode import Decoder, Slots
+from ringlog.decode import Slots
 from ringlog.errors import SchemaMismatch, ServerRefused, ServerUnavailable
 from ringlog.records import RecordLayout
-from ringlog.sinks import Batch, Sink
-from ringlog.spans import Span
+from ringlog.sinks import Sink
+from ringlog.writer.drain import Drain
 
 CONFIRM_INTERVAL_SECONDS = 0.01
 
@@ -20,19 +21,24 @@ CONFIRM_INTERVAL_SECONDS = 0.01
 class Resender:
     """Resender(sink, timeout_seconds)(letter, layout): None once the row is applied, or why it is refused again.
 
+    `cuts`: microseconds before which a table's records have expired; those are refused, and stay dead letters.
     Raises ServerUnavailable where the server cannot be asked, or has not applied the row after `timeout_seconds`.
     """
 
-    def __init__(self, sink: Sink, timeout_seconds: float) -> None:
+    def __init__(self, sink: Sink, timeout_seconds: float, cuts: Mapping[str, int] | None = None) -> None:
         self._sink = sink
+        self._cuts = cuts or {}
         self._timeout = timeout_seconds
 
     def __call__(self, letter: DeadLetter, layout: RecordLayout) -> str | None:
         slot = np.frombuffer(slot_of(layout, letter.seq, letter.record), np.uint8)
-        columns, _, corrupt = Decoder(layout).decode([Slots(letter.lane, letter.seq, 1, slot)])
+        slots = [Slots(letter.lane, letter.seq, 1, slot)]
+        batch, corrupt, expired = Drain(layout, 1).decode(slots, self._cuts.get(letter.table))
         if corrupt:
             return "the kept fields are not a record that append could have written"
-        request = self._sink.encode(Batch(layout, (Span(letter.lane, letter.seq, 1),), 1, columns))
+        if expired:
+            return "expired: it is older than the last cut that retention made, and would bring a partition back"
+        request = self._sink.encode(batch)
         try:
             receipt = self._sink.send(request)
         except (ServerRefused, SchemaMismatch) as error:

@@ -20,7 +20,7 @@ from ringlog.layout import BoardReason
 from ringlog.ledger import Ledger
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
-from ringlog.sinks import Batch, Mirror, Sink
+from ringlog.sinks import Batch, Cuts, Mirror, Sink
 from ringlog.spool import Spool
 from ringlog.writer.delivery import Delivery, Settle, Settled
 from ringlog.writer.drain import Drain
@@ -35,6 +35,7 @@ ADOPT_INTERVAL_SECONDS = 0.5
 METRICS_INTERVAL_SECONDS = 10.0
 STATUS_INTERVAL_SECONDS = 1.0
 INTERVAL_SECONDS_MAX = 1.0
+CUTS_TIMEOUT_SECONDS = 0.5  # so long records wait in lanes for retention's cuts to be known; then they are spooled
 SLOW_TICKS_MAX = 3  # so many in a row stretch the interval
 
 
@@ -44,7 +45,7 @@ class Writer:
     Raises WriterRunning where another process holds the lease.
     """
 
-    def __init__(self, settings: Settings, sink: Sink, mirror: Mirror | None = None) -> None:
+    def __init__(self, settings: Settings, sink: Sink, mirror: Mirror | None = None, cuts: Cuts | None = None) -> None:
         self._settings = settings
         self._instance = Instance(settings).open()
         self._lease = Lease(self._instance)
@@ -58,6 +59,8 @@ class Writer:
         self._epoch = self._board.take_over()
         self.statistics = Statistics()
         self._directory = LaneDirectory(self._instance, on_empty=self._close_lane, on_absent=self._lose_lane)
+        self._cuts = cuts
+        self._cuts_by = time.monotonic() + CUTS_TIMEOUT_SECONDS
         self._delivery = Delivery(sink, self.statistics, settings.confirm_timeout_ms / 1000)
         spool = Spool(settings.spool_path, bytes_max=settings.spool_bytes_max)
         self._ledger = Ledger(spool.directory, spool.reserve, boot_id())
@@ -135,6 +138,7 @@ class Writer:
             "spooled": self._refuge.spooled_rows,
             "replayed": self._refuge.replayed_rows,
             "dead_letters": self._refuge.dead_letters,
+            "expired": self._refuge.expired_rows,
             "corrupt": self._refuge.corrupt,
             "board": self._board.reason.name.lower(),
             "alerts": {resource.value: count for resource, count in self._pressure.alerts.items()},
@@ -157,14 +161,18 @@ class Writer:
 
     def _drain_all(self) -> None:
         """Takes and sends what every lane holds now; what is published meanwhile is for the next time."""
+        cuts = self._cuts.by_table if self._cuts is not None else {}
+        if cuts is None and time.monotonic() < self._cuts_by:
+            return  # asked for when the writer starts, and answered in milliseconds
         for layout, lanes in self._groups().items():
-            if self._refuge.is_away(layout.table) or not self._delivery.is_open(layout.table):
+            if cuts is None or self._refuge.is_away(layout.table) or not self._delivery.is_open(layout.table):
                 self._put_away(layout, lanes)
             else:
-                self._send(layout, lanes)
-        self._refuge.replay(self._delivery)
+                self._send(layout, lanes, cuts.get(layout.table))
+        if cuts is not None:
+            self._refuge.replay(self._delivery, cuts)
 
-    def _send(self, layout: RecordLayout, lanes: list[LaneReader]) -> None:
+    def _send(self, layout: RecordLayout, lanes: list[LaneReader], cut_us: int | None) -> None:
         drain = self._drains.get(layout)
         if drain is None:
             drain = self._drains[layout] = Drain(layout, self._settings.batch_rows_max)
@@ -175,12 +183,12 @@ class Writer:
                 self._delivery.collect(timeout_seconds=POLL_SECONDS)
             if not self._delivery.has_room or self._refuge.is_away(layout.table):
                 return
-            taken = drain.take(lanes)
+            taken = drain.take(lanes, cut_us)
             if taken is None:
                 return
-            batch, runs, corrupt = taken
+            (batch, corrupt, expired), runs = taken
             waiting -= sum(run.rows for run in runs)
-            if not self._refuge.quarantine(layout, corrupt):
+            if not self._refuge.quarantine(layout, corrupt) or not self._refuge.expire(layout, expired):
                 for lane in lanes:
                     lane.rewind()
                 self._refuge.leave(layout.table)
@@ -304,6 +312,8 @@ class Writer:
 
     def close(self) -> None:
         """Gives the lease back. Called by `run`."""
+        if self._cuts is not None:
+            self._cuts.close()
         self._delivery.close()
         self._refuge.close()
         self._directory.close()
