@@ -154,6 +154,7 @@ class TcpProxy:
         self._open: set[Connection] = set()
         self._lock = threading.Lock()
         self.hits = 0
+        self.served = 0
         self.refused = 0  # TLS handshakes that the client broke off
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -179,6 +180,7 @@ class TcpProxy:
                 self.refused += 1
                 client.close()
                 return
+        self.served += 1
         connection = Connection(client, self._target_port)
         fault = self._fault
         with self._lock:

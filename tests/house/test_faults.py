@@ -1,0 +1,51 @@
+"""Every row of the fault table has a test of its number, or a reason in words why it has none."""
+
+from __future__ import annotations
+
+import re
+
+from house_project import ROOT, python_files
+
+README = ROOT / "tests/faults/README.md"
+ROWS = 60
+_TEST = re.compile(r"^(?:async )?def (test_(\d\d)_\w+)\(", re.MULTILINE)
+_ROW = re.compile(r"^\|\s*(\d+)\s*\|([^|]*)\|([^|]*)\|$", re.MULTILINE)
+
+
+def tests_by_row() -> dict[int, str]:
+    """For each row the files that have tests of its number, with how many."""
+    found: dict[int, dict[str, int]] = {}
+    for path in python_files("tests"):
+        for match in _TEST.finditer(path.read_text()):
+            files = found.setdefault(int(match[2]), {})
+            name = str(path.relative_to(ROOT / "tests"))
+            files[name] = files.get(name, 0) + 1
+    return {
+        row: ", ".join(f"`{name}`" + (f" ({count})" if count > 1 else "") for name, count in sorted(files.items()))
+        for row, files in found.items()
+    }
+
+
+def documented() -> dict[int, tuple[str, str]]:
+    return {int(row): (fault.strip(), tests.strip()) for row, fault, tests in _ROW.findall(README.read_text())}
+
+
+def test_every_fault_has_a_test_or_a_reason() -> None:
+    """Rows 1 to 60 are all in the table; where a row has tests it names their files, else it gives a reason."""
+    table, tests = documented(), tests_by_row()
+    assert sorted(table) == list(range(1, ROWS + 1))
+    assert set(tests) <= set(table)
+    for row, (_, named) in table.items():
+        if row in tests:
+            assert named == tests[row], f"row {row}: run `python tests/house/test_faults.py`"
+        else:
+            assert len(named.split()) >= 5, f"row {row} has neither a test nor a reason in words"
+
+
+if __name__ == "__main__":
+    tests = tests_by_row()
+    text = README.read_text()
+    for row, (fault, named) in documented().items():
+        line = f"| {row} | {fault} | {tests.get(row, named)} |"
+        text = re.sub(rf"^\|\s*{row}\s*\|.*\|$", lambda _: line, text, flags=re.MULTILINE)  # noqa: B023
+    README.write_text(text)
