@@ -42,7 +42,9 @@ class Board:
             segment = attach_segment(instance.board_name)
         except FileNotFoundError:
             return cls._create(instance)
-        if segment.size < BOARD_BYTES or bytes(segment.memory[:8]) == bytes(8):
+        except SegmentBlank:
+            segment = None
+        if segment is None or not any(segment.memory[:BOARD_BYTES]):
             # Its maker died before the magic was written, so nobody reads it: make it anew.
             unlink_segment(instance.board_name)
             return cls._create(instance)
@@ -50,11 +52,13 @@ class Board:
 
     @classmethod
     def _checked(cls, instance: Instance, segment: Any) -> Board:
-        magic, version = BOARD_HEADER.unpack_from(segment.memory)
-        if magic != BOARD_MAGIC or version != LAYOUT_VERSION:
+        magic, version = BOARD_HEADER.unpack(bytes(segment.memory[: BOARD_HEADER.size]).ljust(BOARD_HEADER.size, b"\0"))
+        size = len(segment.memory)
+        if magic != BOARD_MAGIC or version != LAYOUT_VERSION or size < BOARD_BYTES:
+            segment.close()
             raise SegmentRefused(
-                f"board {instance.board_name}: got magic {magic!r} version {version}, "
-                f"wanted {BOARD_MAGIC!r} version {LAYOUT_VERSION}"
+                f"board {instance.board_name}: got magic {magic!r} version {version} in {size} bytes, "
+                f"wanted {BOARD_MAGIC!r} version {LAYOUT_VERSION} in {BOARD_BYTES}; it is left as it is"
             )
         return cls(segment)
 

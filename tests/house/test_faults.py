@@ -12,7 +12,7 @@ _TEST = re.compile(r"^(?:async )?def (test_(\d\d)_\w+)\(", re.MULTILINE)
 _ROW = re.compile(r"^\|\s*(\d+)\s*\|([^|]*)\|([^|]*)\|$", re.MULTILINE)
 
 
-def tests_by_row() -> dict[int, str]:
+def files_by_row() -> dict[int, str]:
     """For each row the files that have tests of its number, with how many."""
     found: dict[int, dict[str, int]] = {}
     for path in python_files("tests"):
@@ -32,7 +32,7 @@ def documented() -> dict[int, tuple[str, str]]:
 
 def test_every_fault_has_a_test_or_a_reason() -> None:
     """Rows 1 to 60 are all in the table; where a row has tests it names their files, else it gives a reason."""
-    table, tests = documented(), tests_by_row()
+    table, tests = documented(), files_by_row()
     assert sorted(table) == list(range(1, ROWS + 1))
     assert set(tests) <= set(table)
     for row, (_, named) in table.items():
@@ -43,7 +43,7 @@ def test_every_fault_has_a_test_or_a_reason() -> None:
 
 
 if __name__ == "__main__":
-    tests = tests_by_row()
+    tests = files_by_row()
     text = README.read_text()
     for row, (fault, named) in documented().items():
         line = f"| {row} | {fault} | {tests.get(row, named)} |"

@@ -1,0 +1,198 @@
+"""The security bar: secrets that never show, files for their owner alone, and input that is never trusted."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from lane_samples import Child, Sample, eventually, segments
+from whole_path import WholePath, environment_of
+
+from ringlog import Producer
+from ringlog.cli import main
+from ringlog.errors import ConfigurationError, RinglogError
+from ringlog.lanes.claims import cards, open_board
+from ringlog.lanes.segments import attach_segment
+from ringlog.questdb.connection import Connection
+from ringlog.questdb.sink import QuestdbSink
+from ringlog.records import layout_of
+from ringlog.settings import Secret, Settings
+
+ROOT = Path(__file__).parents[2]
+CANARIES = {
+    "questdb_password": "canary-questdb-1f2e",
+    "postgres_password": "canary-postgres-3d4c",
+    "redis_password": "canary-redis-5b6a",
+}
+
+
+def shows(text: bytes | str) -> list[str]:
+    """The secrets that a text gives away."""
+    raw = text.encode() if isinstance(text, str) else text
+    return [canary for canary in CANARIES.values() if canary.encode() in raw]
+
+
+@pytest.fixture
+def unreachable(instance_dir: Path) -> Settings:
+    """Settings with secrets and no server behind any of them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    secrets = {name: Secret(canary) for name, canary in CANARIES.items()}
+    ports = dict.fromkeys(("questdb_http_port", "questdb_pg_port", "postgres_port", "redis_port"), port)
+    limits = {
+        "query_timeout_ms": 300,
+        "postgres_timeout_ms": 300,
+        "postgres_retry_timeout_ms": 100,
+        "redis_retry_timeout_ms": 100,
+        "redis_sink": True,
+    }
+    return Settings(runtime_dir=str(instance_dir), lane_bytes_max=4 << 20, **secrets, **ports, **limits)
+
+
+COMMANDS = (
+    ["audit", "--json"],
+    ["migrate"],
+    ["trades"],
+    ["query", "select 1"],
+    ["retention", "run"],
+    ["dead-letters", "list"],
+)
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    yield from (path for path in directory.rglob("*") if path.is_file())
+
+
+def test_no_secret_shows_wherever_things_fail(
+    unreachable: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Every server away and DEBUG on: no secret in output, logs, argv, board, lanes, spool or any file.
+
+    Defence: the type that masks itself, and errors raised outside the client's own (a client's error holds them).
+    """
+    environment = {**Child.environment(unreachable), **environment_of(unreachable)}
+    log = tmp_path / "writer.txt"
+    with log.open("wb") as output, Producer([Sample], settings=unreachable) as producer:
+        append = producer.appender(Sample).append
+        assert append(1, "a record")
+        writer = subprocess.Popen(
+            [sys.executable, "-m", "ringlog", "writer", "--verbose"], env=environment, stdout=output, stderr=output
+        )
+        try:
+            board = open_board(producer.instance)
+            eventually(lambda: b'"spooled":1' in board.read_status(), "the record to be spooled")
+            assert shows(Path(f"/proc/{writer.pid}/cmdline").read_bytes() if sys.platform == "linux" else b"") == []
+            shared = [attach_segment(card.segment) for card in cards(producer.instance)]
+            assert [shows(bytes(each.memory)) for each in (*shared, board.segment)] == [[]] * (len(shared) + 1)
+            for each in shared:
+                each.close()
+            for name, value in environment_of(unreachable).items():
+                monkeypatch.setenv(name, value)
+            for command in COMMANDS:
+                with caplog.at_level(logging.DEBUG), contextlib.suppress(SystemExit):
+                    main(command)
+                said = capfd.readouterr()
+                assert shows(said.out + said.err + caplog.text) == [], command
+                caplog.clear()
+        finally:
+            writer.send_signal(signal.SIGTERM)
+            writer.wait(20)
+    text = log.read_bytes()
+    assert b"write failed" in text
+    assert shows(text) == []
+    assert {path.name: shows(path.read_bytes()) for path in files_below(Path(unreachable.runtime_dir))} == {
+        path.name: [] for path in files_below(Path(unreachable.runtime_dir))
+    }
+
+
+def test_settings_and_errors_mask_secrets(unreachable: Settings) -> None:
+    """Neither repr, str, format, JSON, pickle nor a traceback with its locals' reprs gives a secret away."""
+    for text in (
+        repr(unreachable),
+        str(unreachable),
+        f"{unreachable.questdb_password}",
+        f"{unreachable.redis_password}",
+    ):
+        assert shows(text) == []
+    with pytest.raises(TypeError):
+        msgspec.json.encode(unreachable)
+    with pytest.raises(TypeError):
+        pickle.dumps(unreachable.questdb_password)
+    sink = QuestdbSink(unreachable)
+    try:
+        sink.verify(layout_of(Sample))
+    except RinglogError as error:
+        shown = traceback.TracebackException.from_exception(error, capture_locals=True)
+        assert shows("".join(shown.format())) == []
+    sink.close()
+
+
+def test_secrets_come_from_files(tmp_path: Path) -> None:
+    """A secret may be named by a file; one that cannot be read is an error that names the variable, not a secret."""
+    file = tmp_path / "secret"
+    file.write_text(CANARIES["questdb_password"] + "\n")
+    settings = Settings.from_environment({"RINGLOG_QUESTDB_PASSWORD_FILE": str(file)})
+    assert settings.questdb_password.reveal() == CANARIES["questdb_password"]
+    with pytest.raises(ConfigurationError, match=r"RINGLOG_QUESTDB_PASSWORD_FILE: got .*missing"):
+        Settings.from_environment({"RINGLOG_QUESTDB_PASSWORD_FILE": str(tmp_path / "missing")})
+
+
+def test_everything_is_for_its_owner_alone(path: WholePath) -> None:
+    """With a umask of 0: every file of an instance is 0600, every directory 0700, every segment 0600."""
+    before = os.umask(0)
+    try:
+        path.start_writer()
+        with path.producing() as append:
+            append(64)
+            eventually(lambda: path.stored() == 64, "the records")
+            root = Path(path.settings.runtime_dir)
+            files = {file: stat.S_IMODE(file.stat().st_mode) for file in files_below(root)}
+            directories = {each: stat.S_IMODE(each.stat().st_mode) for each in root.rglob("*") if each.is_dir()}
+            shared = [Path("/dev/shm") / name for name in segments(append.instance)]  # noqa: S108
+            assert {stat.S_IMODE(each.stat().st_mode) for each in shared} == {0o600}
+        assert path.end_writer(signal.SIGTERM) == 0
+    finally:
+        os.umask(before)
+    assert {file.name: oct(mode) for file, mode in files.items() if mode != 0o600} == {}
+    assert {each.name: oct(mode) for each, mode in directories.items() if mode != 0o700} == {}
+    assert {"ledger", "reserve", "writer.lease"} <= {file.name for file in files}
+
+
+def test_the_postgresql_wire_is_verified_away_from_this_machine() -> None:
+    """Beyond loopback the PostgreSQL wire is used under verified TLS only; to loopback, in the clear."""
+    secret = Secret("x")
+    assert Connection("db.example", 8812, "u", secret, 1000)._options["sslmode"] == "verify-full"
+    assert Connection("10.0.0.7", 8812, "u", secret, 1000)._options["sslmode"] == "verify-full"
+    assert Connection("127.0.0.1", 8812, "u", secret, 1000)._options["sslmode"] == "disable"
+
+
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    """No module of the package can run what it reads: no pickle, marshal, shelve, eval or exec."""
+    forbidden = {"pickle", "marshal", "shelve", "dill", "cloudpickle"}
+    found = []
+    for file in sorted((ROOT / "ringlog").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+            if forbidden & {name.split(".")[0] for name in names} or called in {"eval", "exec"}:
+                found.append(f"{file.name}:{node.lineno}")
+    assert found == []
