@@ -99,7 +99,7 @@ def executed(settings: Settings, execute: Execute, cut_us: int) -> None:
     wait_applied(execute, "retention_audit")
 
 
-def test_the_writer_runs_retention_and_late_records_expire(
+def test_44_the_writer_runs_retention_and_late_records_expire(
     own: Settings, execute: Execute, insert: Insert, now: int
 ) -> None:
     """The writer cuts in its window; a record that comes later than its day's cut is counted and brings no day back."""
@@ -122,7 +122,7 @@ def audit_outcomes(execute: Execute) -> dict[str, str]:
     return dict(execute("SELECT table_name, outcome FROM retention_audit WHERE partition_name IS NULL"))
 
 
-def test_spooled_records_expire_at_replay(
+def test_44_spooled_records_expire_at_replay(
     own: Settings, execute: Execute, now: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Records that waited in the spool while their day was cut are not sent from there, those beside them are."""
