@@ -18,7 +18,8 @@ from bench.load import beside
 from bench.stack import instance, lane_bytes, private_bytes, server, wait_for, writer_status
 from bench.trades import slots, stamped
 from ringlog.decode import Decoder, Slots
-from ringlog.demo.session import Options, run_session
+from ringlog.demo.options import Options
+from ringlog.demo.session import run_session
 from ringlog.demo.view import View
 from ringlog.questdb.sink import QuestdbSink
 from ringlog.records import Trade, layout_of

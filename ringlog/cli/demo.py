@@ -49,10 +49,17 @@ def _reading(settings: Settings, keep: Path | None) -> str:
 @click.option("--speed", type=click.FloatRange(0.01), default=30.0, show_default=True, help="Of the recording.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the generated market.")
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep the data in this directory.")
+@click.option(
+    "--session/--no-session",
+    default=True,
+    show_default=True,
+    help="Also trade with limits from PostgreSQL and prices from Redis, and write a report.",
+)
+@click.option("--report", type=click.Path(path_type=Path, file_okay=False), help="Where that report goes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 def demo(
     recording: Path | None, producers: int, rate: float | None, seconds: float, speed: float, seed: int,
-    keep: Path | None, as_json: bool,
+    keep: Path | None, session: bool, report: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Paper-trade a market through executor processes, a writer and an embedded QuestDB, and check every record.
 
@@ -61,19 +68,21 @@ def demo(
     """
     import msgspec
 
-    from ringlog.demo.session import Options, run_session
+    from ringlog.demo.options import Options
+    from ringlog.demo.session import run_session
     from ringlog.demo.view import View
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     pace = rate if rate is not None else (0.0 if recording else 10_000.0)
     options = Options(
         recording=recording, producers=producers, rate=pace, seconds=seconds,
-        speed=0.0 if rate == 0.0 else speed, seed=seed, keep=keep,
+        speed=0.0 if rate == 0.0 else speed, seed=seed, keep=keep, session=session,
+        report=report,
     )  # fmt: skip
     with View(quiet=as_json) as view:
-        report, settings = run_session(options, view)
+        outcome, settings = run_session(options, view)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        click.echo(msgspec.json.format(msgspec.json.encode(outcome), indent=2).decode())
     else:
-        view.summarise(report, _reading(settings, keep))
-    return 0 if report.is_exact else 1
+        view.summarise(outcome, _reading(settings, keep))
+    return 0 if outcome.is_exact else 1

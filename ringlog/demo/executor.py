@@ -15,6 +15,7 @@ import msgspec
 from ringlog.demo.appends import Durations, TimedAppends
 from ringlog.demo.feed import BookTop, MarketTrade, random_walk, read_recording, split_symbol
 from ringlog.demo.orphans import end_with_parent
+from ringlog.demo.results import Result, counts_of, write
 from ringlog.producer import Appender, Producer
 from ringlog.records import LatencySample, Trade
 from ringlog.settings import Settings
@@ -39,13 +40,6 @@ class Orders(msgspec.Struct):
     temporary_dir: str = ""  # what has to go if the demo is killed
 
 
-class Result(msgspec.Struct):
-    """What one executor did: accepted records by table and lane, refused ones by reason."""
-
-    accepted: dict[str, dict[str, int]]
-    refused: dict[str, int]
-
-
 def run(orders: Orders, is_started: Any, is_stopped: Any) -> None:
     """The process's main: waits for `is_started`, trades until done or `is_stopped`, writes its result to files."""
     for number in (signal.SIGINT, signal.SIGHUP):
@@ -56,28 +50,19 @@ def run(orders: Orders, is_started: Any, is_stopped: Any) -> None:
     try:
         trades, latencies = producer.appender(Trade), producer.appender(LatencySample)
         is_started.wait()
-        pace = _paced(orders.rate, is_stopped)
+        pace = paced(orders.rate, is_stopped)
         if orders.recording:
             _trade_recording(orders, watch, trades, latencies, pace, is_stopped)
         else:
             _trade_generated(orders, watch, trades, latencies, pace)
-        result = Result(
-            {appender.layout.table: appender.accepted_by_lane() for appender in (trades, latencies)},
-            {
-                f"{table}.{reason}": n
-                for table, reasons in producer.refused().items()
-                for reason, n in reasons.items()
-                if n
-            },
-        )
+        result = Result(**counts_of(producer, [Trade, LatencySample]))
     finally:
         producer.close()
-    directory = Path(orders.result_dir)
-    (directory / f"samples-{orders.index}.json").write_text(json.dumps(watch.samples))
-    (directory / f"result-{orders.index}.json").write_bytes(msgspec.json.encode(result))
+    (Path(orders.result_dir) / f"samples-{orders.index}.json").write_text(json.dumps(watch.samples))
+    write(orders.result_dir, f"executor-{orders.index}", result)
 
 
-def _paced(rate: float, is_stopped: Any) -> Callable[[], bool]:
+def paced(rate: float, is_stopped: Any) -> Callable[[], bool]:
     """A function to call before each record: waits for its turn in bursts of at most 1 ms; False once stopped."""
     started = time.monotonic()
     count = itertools.count()

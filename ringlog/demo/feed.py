@@ -83,8 +83,8 @@ class _Envelope(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Envelope).decode
 
 
-def read_recording(path: Path, on_broken: Callable[[int, str], None]) -> Iterator[Message]:
-    """The messages of a recording (plain or gzip), in order.
+def read_recording(path: Path, on_broken: Callable[[int, str], None], containing: bytes = b"") -> Iterator[Message]:
+    """The messages of a recording (plain or gzip), in order; only of lines `containing` these bytes.
 
     A broken line is told to `on_broken(line number, reason)` and the rest goes on; so is a truncated gzip file, whose
     readable lines all come first. Raises FeedError where the file cannot be opened.
@@ -107,6 +107,8 @@ def read_recording(path: Path, on_broken: Callable[[int, str], None]) -> Iterato
             if line is None:
                 return
             number += 1
+            if containing not in line:
+                continue
             try:
                 yield _message(number, line)
             except (ValueError, msgspec.MsgspecError) as error:
@@ -145,6 +147,7 @@ class Survey(msgspec.Struct):
     first_us: int = 0
     last_us: int = 0
     clock_offset_us: int = 0  # the smallest receive minus event time: taken for the clocks' difference
+    symbols: list[str] = msgspec.field(default_factory=list)  # of what was traded
 
     @property
     def seconds(self) -> float:
@@ -165,7 +168,10 @@ def survey(path: Path) -> Survey:
         found.first_us = found.first_us or message.receive_us
         found.last_us = message.receive_us
         found.messages += 1
-        found.trades += message.trade is not None
+        if message.trade is not None:
+            found.trades += 1
+            if message.trade.symbol not in found.symbols:
+                found.symbols.append(message.trade.symbol)
         if message.event_us is not None:
             found.timed += 1
             difference = message.receive_us - message.event_us

@@ -32,8 +32,9 @@ def connect(settings: Settings) -> psycopg.Connection[tuple[object, ...]]:
 class Probe:
     """A thread that notes, for each lane, up to which seq a query sees its rows, and when that query ended."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, interval_seconds: float = INTERVAL_SECONDS) -> None:
         self._settings = settings
+        self._interval_seconds = interval_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
         self._seen: dict[tuple[str, int], list[tuple[int, int]]] = {}
@@ -54,7 +55,7 @@ class Probe:
         while not self._stop.is_set():
             with contextlib.suppress(psycopg.Error), connect(self._settings) as connection:
                 self._poll(connection)
-            self._stop.wait(INTERVAL_SECONDS)
+            self._stop.wait(self._interval_seconds)
 
     def _poll(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
         while not self._stop.is_set():
@@ -68,7 +69,7 @@ class Probe:
                     if not seen or seen[-1][0] < int(str(seq)):
                         seen.append((int(str(seq)), now_ns))
             # A query over many rows takes its time: never more than a sixth of a core goes into asking.
-            self._stop.wait(max(INTERVAL_SECONDS, 5 * (time.monotonic() - began)))
+            self._stop.wait(max(self._interval_seconds, 5 * (time.monotonic() - began)))
 
     def freshness_ms(self, samples: Iterable[tuple[str, int, int, int]]) -> list[float]:
         """For each sample (table, lane, seq, appended at in ns) the time until a query saw it; unseen ones left out."""

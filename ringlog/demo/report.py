@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from ringlog.demo.results import TraderResult
+
 
 class Percentiles(msgspec.Struct):
     """Nearest-rank percentiles of samples."""
@@ -31,8 +33,28 @@ class WriteTimes(msgspec.Struct):
     p99: float = 0.0
 
 
+class SessionReport(msgspec.Struct, kw_only=True):
+    """The paper-trading session: counts by name, the traders at its end, and where the plots are.
+
+    `simulated` of the `trades` were seen by the MEV simulator; `missed` is what Redis said it would not see.
+    """
+
+    market: str
+    seconds: float
+    trades: int
+    records: dict[str, int]  # by table
+    traders: list[TraderResult]
+    limits: dict[str, int]  # how often each kept a trader from a trade
+    rules: dict[str, int]
+    nodes: dict[str, int]  # trades by RPC node
+    simulated: int
+    missed: int
+    report_html: str = ""
+    report_png: str = ""
+
+
 class Report(msgspec.Struct, kw_only=True):
-    """One run of the demo."""
+    """One run of the demo: counts cover all of it, times and rates its main job."""
 
     market: str
     producers: int
@@ -56,6 +78,7 @@ class Report(msgspec.Struct, kw_only=True):
     lane_bytes: int
     writer_rss_bytes: int
     is_exact: bool
+    session: SessionReport | None = None
 
     def figures(self) -> Sequence[tuple[str, str]]:
         """Name and value, for a person."""

@@ -1,53 +1,37 @@
-"""A session of the demo: a real server, a writer process, executors, and the check at the end."""
+"""The demo from its servers to its report: the load, the paper-trading session, and the check of every record."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from ringlog.demo.appends import Durations
-from ringlog.demo.executor import Orders, Result, run
 from ringlog.demo.feed import Survey, survey
-from ringlog.demo.probe import Probe
-from ringlog.demo.report import AppendTimes, Percentiles, Report, WriteTimes
-from ringlog.demo.verification import Verdict, verify
+from ringlog.demo.generation import write_generated
+from ringlog.demo.load import run_load
+from ringlog.demo.options import Options
+from ringlog.demo.platform import Platform, running_platform
+from ringlog.demo.report import AppendTimes, Report, SessionReport
+from ringlog.demo.stage import Stage
 from ringlog.demo.view import View
 from ringlog.demo.writer_process import running_writer
 from ringlog.errors import RinglogError
-from ringlog.lanes.claims import cards, open_board
 from ringlog.lanes.instance import Instance
-from ringlog.lanes.readers import LaneReader, remove_instance
+from ringlog.lanes.readers import remove_instance
 from ringlog.questdb.migrations import migrate
 from ringlog.records import PLATFORM_RECORDS, layout_of
 from ringlog.ring import IMPLEMENTATION
-from ringlog.servers import QuestDBServer
+from ringlog.servers.background import default_data_dir
 from ringlog.settings import Settings
 
-STORE_TIMEOUT_SECONDS = 60.0
-STOP_TIMEOUT_SECONDS = 20.0
-
-
-class Options(msgspec.Struct, kw_only=True):
-    """What the command line asks for. `rate` is records/s of all executors together, 0 for as fast as they can."""
-
-    recording: Path | None = None
-    producers: int = 4
-    rate: float = 10_000.0
-    seconds: float = 10.0
-    speed: float = 30.0
-    seed: int = 1
-    keep: Path | None = None
+GENERATED_SECONDS = 120.0  # of a market for the session, where there is no recording
+GENERATED_SPEED = 15.0
 
 
 def run_session(options: Options, view: View) -> tuple[Report, Settings]:
@@ -60,15 +44,64 @@ def run_session(options: Options, view: View) -> tuple[Report, Settings]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_interruptible())
         directory = _directory(options.keep, stack)
-        view.note("starting QuestDB ...")
-        server = stack.enter_context(QuestDBServer(directory / "questdb" if options.keep else None))
+        view.note(f"starting {'QuestDB, PostgreSQL and Valkey' if options.session else 'QuestDB'} ...")
+        platform = stack.enter_context(
+            running_platform(directory if options.keep else None, complete=options.session)
+        )  # fmt: skip
         # A recording keeps the times it was made at, however long ago: nothing here is too old.
-        settings = Settings(runtime_dir=str(directory / "run"), retention_days=0, **server.settings())
+        settings = Settings(runtime_dir=str(directory / "run"), retention_days=0, **platform.settings)
         instance = Instance(settings).open()
         stack.callback(_clean, instance)
         migrate(settings, [layout_of(record) for record in PLATFORM_RECORDS])
-        stack.enter_context(running_writer(settings, directory / "writer.log"))
-        return _trade(options, found, settings, instance, directory, view), settings
+        stages, session = _stages(options, found, platform, settings, instance, directory, view)
+        if session is not None:
+            _analyse(options, settings, session, view)
+        return _report(options, found, stages, session), settings
+
+
+def _stages(
+    options: Options, found: Survey | None, platform: Platform, settings: Settings, instance: Instance,
+    directory: Path, view: View,
+) -> tuple[list[Stage], SessionReport | None]:  # fmt: skip
+    """A generated market is a load first; a recording is traded once, by the session where that can run."""
+    reason = platform.missing if options.session else "not asked for"
+    if found and len(found.symbols) != 1:
+        reason = reason or f"got a recording of {len(found.symbols)} markets, wanted one"
+    stages: list[Stage] = []
+    log = directory / "writer.log"
+    if reason or not found:
+        with running_writer(settings, log):
+            stages.append(run_load(options, found, settings, instance, directory, view))
+    if reason:
+        if options.session:
+            view.note(f"without the paper-trading session: {reason}")
+        return stages, None
+    from ringlog.demo.paper_session import run_paper_session
+
+    if not found:
+        path = directory / "generated.gz"
+        write_generated(path, options.seed, GENERATED_SECONDS)
+        found = survey(path)
+        speed = GENERATED_SPEED if options.rate else 0.0
+        options = msgspec.structs.replace(options, recording=path, rate=0.0, speed=speed)
+    view.note(f"paper trading {found.symbols[0]}: {found.trades:,} trades of {found.seconds:.0f} s ...")
+    published = msgspec.structs.replace(settings, redis_sink=True)
+    with running_writer(published, log):
+        before = stages[-1].lanes if stages else {}
+        stage, session = run_paper_session(options, found, published, instance, directory, view, before)
+    return [*stages, stage], session
+
+
+def _analyse(options: Options, settings: Settings, session: SessionReport, view: View) -> None:
+    """Writes the session's report; without matplotlib there is none, and the demo says so."""
+    directory = options.report or (options.keep / "report" if options.keep else default_data_dir() / "demo-report")
+    view.note("correlating ...")
+    try:
+        from ringlog.demo.page import write_report
+
+        session.report_html, session.report_png = write_report(settings, session, directory.absolute())
+    except ImportError as error:
+        view.note(f'no report: {error} (pip install "ringlog[demo]")')
 
 
 @contextlib.contextmanager
@@ -103,144 +136,13 @@ def _clean(instance: Instance) -> None:
         remove_instance(instance)
 
 
-class _Heads:
-    """Accepted and refused records, read from the lanes themselves: what the executors do costs them nothing more."""
-
-    def __init__(self, instance: Instance) -> None:
-        self._instance = instance
-        self._readers: dict[int, LaneReader] = {}
-        self.lane_bytes = 0
-
-    def read(self) -> tuple[int, int]:
-        for card in cards(self._instance):
-            if card.lane not in self._readers:
-                with contextlib.suppress(RinglogError, FileNotFoundError):
-                    self._readers[card.lane] = LaneReader.attach(card)
-        self.lane_bytes = max(self.lane_bytes, sum(card.size_bytes for card in cards(self._instance)))
-        readers = self._readers.values()
-        return sum(reader.head for reader in readers), sum(sum(reader.refused) for reader in readers)
-
-    def close(self) -> None:
-        for reader in self._readers.values():
-            reader.close()
-
-
-def _trade(
-    options: Options, found: Survey | None, settings: Settings, instance: Instance, directory: Path, view: View
-) -> Report:
-    context = multiprocessing.get_context("spawn")
-    is_started, is_stopped = context.Event(), context.Event()
-    results = directory / "results"
-    results.mkdir(mode=0o700)
-    processes = [
-        context.Process(target=run, args=(_orders(options, found, settings, results, i), is_started, is_stopped))
-        for i in range(options.producers)
-    ]
-    probe, heads = Probe(settings), _Heads(instance)
-    try:
-        for process in processes:
-            process.start()
-        _wait_for_lanes(instance, 2 * options.producers, processes)
-        probe.start()
-        began = time.monotonic()
-        is_started.set()
-        durations = [Durations(str(results), i, create=False) for i in range(options.producers)]
-        _watch(options, found, processes, probe, heads, durations, view)
-        failed = [process.exitcode for process in processes if process.exitcode]
-        if failed:
-            raise RinglogError(f"executors: got exit statuses {failed}, wanted 0")
-        outcome = [
-            msgspec.json.decode(path.read_bytes(), type=Result) for path in sorted(results.glob("result-*.json"))
-        ]
-        verdict = verify(settings, _merged(outcome), STORE_TIMEOUT_SECONDS)
-        seconds = time.monotonic() - began
-    finally:
-        is_stopped.set()
-        is_started.set()
-        for process in processes:
-            if process.pid is not None:
-                process.join(STOP_TIMEOUT_SECONDS)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
-        if probe.is_running:
-            probe.stop()
-        heads.close()
-    times = np.concatenate([each.latest() for each in durations])
-    return _report(options, found, instance, results, outcome, verdict, probe, times, heads.lane_bytes, seconds)
-
-
-def _orders(options: Options, found: Survey | None, settings: Settings, results: Path, index: int) -> Orders:
-    return Orders(
-        index=index,
-        executors=options.producers,
-        runtime_dir=settings.runtime_dir,
-        result_dir=str(results),
-        temporary_dir="" if options.keep else str(results.parent),
-        rate=options.rate / options.producers,
-        seconds=options.seconds,
-        seed=options.seed,
-        recording=str(options.recording or ""),
-        speed=0.0 if options.rate else options.speed,
-        clock_offset_us=found.clock_offset_us if found else 0,
-        first_us=found.first_us if found else 0,
-    )
-
-
-def _wait_for_lanes(instance: Instance, wanted: int, processes: Sequence[BaseProcess]) -> None:
-    while len(cards(instance)) < wanted:
-        if any(process.exitcode is not None for process in processes):
-            raise RinglogError("executors: one ended before it had claimed its lanes; its error is above")
-        time.sleep(0.01)
-
-
-def _watch(
-    options: Options, found: Survey | None, processes: Sequence[BaseProcess], probe: Probe, heads: _Heads,
-    durations: Sequence[Durations], view: View,
-) -> None:  # fmt: skip
-    """Shows what happens until every executor has ended."""
-    began = time.monotonic()
-    while any(process.is_alive() for process in processes):
-        accepted, refused = heads.read()
-        stored = sum(probe.stored.values())
-        done = accepted / (found.trades + found.timed) if found else (time.monotonic() - began) / options.seconds
-        latest = np.concatenate([each.latest(1_000) for each in durations])
-        figures = {
-            "appended": accepted,
-            "stored": stored,
-            "lag": max(0, accepted - stored),
-            "refused": refused,
-            "append p50 ns": int(_rank(latest, 50)),
-            "append p99 ns": int(_rank(latest, 99)),
-        }
-        view.update(min(done, 1.0), figures)
-        processes[0].join(0.1) if processes[0].is_alive() else time.sleep(0.1)
-    view.update(1.0, {})
-
-
-def _merged(outcome: list[Result]) -> dict[str, dict[str, int]]:
-    merged: dict[str, dict[str, int]] = {}
-    for result in outcome:
-        for table, lanes in result.accepted.items():
-            merged.setdefault(table, {}).update(lanes)
-    return merged
-
-
-def _report(
-    options: Options, found: Survey | None, instance: Instance, results: Path, outcome: list[Result],
-    verdict: Verdict, probe: Probe, times: NDArray[np.int64], lane_bytes: int, seconds: float,
-) -> Report:  # fmt: skip
+def _report(options: Options, found: Survey | None, stages: list[Stage], session: SessionReport | None) -> Report:
+    """Counts cover every stage; times and rates are of the first, which is the main job."""
+    main, verdict = stages[0], stages[-1].verdict
     refused: dict[str, int] = {}
-    for result in outcome:
+    for result in (result for stage in stages for result in stage.results):
         for reason, count in result.refused.items():
             refused[reason] = refused.get(reason, 0) + count
-    samples = [
-        sample
-        for path in sorted(results.glob("samples-*.json"))
-        for sample in msgspec.json.decode(path.read_bytes(), type=list[tuple[str, int, int, int]])
-    ]
-    freshness = probe.freshness_ms(samples)
-    status = msgspec.json.decode(open_board(instance).read_status() or b"{}")
     return Report(
         market=options.recording.name if options.recording else f"generated random walk (seed {options.seed})",
         producers=options.producers,
@@ -252,23 +154,20 @@ def _report(
         lost=verdict.lost,
         duplicated=verdict.duplicated,
         foreign=verdict.foreign,
-        dead_letters=status.get("dead_letters", 0),
+        dead_letters=sum(stage.dead_letters for stage in stages),
         broken_lines=found.broken if found else 0,
-        seconds=seconds,
-        records_per_second=verdict.accepted / seconds,
-        append_ns=AppendTimes(*(int(_rank(times, percent)) for percent in (50, 99, 99.9, 100))),
+        seconds=main.seconds,
+        records_per_second=main.accepted / main.seconds,
+        append_ns=AppendTimes(*main.append_ns),
         timer_ns=_timer_ns(),
-        freshness_ms=Percentiles(_rank(freshness, 50), _rank(freshness, 99)),
-        tick_ms=msgspec.convert(status.get("tick_ms", {}), Percentiles),
-        write_ms=msgspec.convert(status.get("write_ms", {}), WriteTimes),
-        lane_bytes=lane_bytes,
-        writer_rss_bytes=status.get("rss_bytes", 0),
+        freshness_ms=main.freshness_ms,
+        tick_ms=main.tick_ms,
+        write_ms=main.write_ms,
+        lane_bytes=main.lane_bytes,
+        writer_rss_bytes=main.writer_rss_bytes,
         is_exact=verdict.is_exact,
+        session=session,
     )
-
-
-def _rank(samples: Any, percent: float) -> float:
-    return float(np.percentile(samples, percent, method="inverted_cdf")) if len(samples) else 0.0
 
 
 def _timer_ns() -> int:

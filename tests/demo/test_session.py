@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import os
 import signal
@@ -15,16 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import psycopg
 import pytest
-
-from ringlog.servers import QuestDBServer
-
-RECORDINGS = Path(__file__).parents[2].parent / "shared" / "data"
-SPOT = RECORDINGS / "binance-spot-btcusdt-20240808.gz"
-needs_recordings = pytest.mark.skipif(
-    not SPOT.exists(), reason=f"the recordings are not beside the checkout ({SPOT.name})"
-)
+from demo_segments import segments_of
 
 
 def run_demo(*arguments: str) -> dict[str, Any]:
@@ -40,44 +30,19 @@ def run_demo(*arguments: str) -> dict[str, Any]:
     return report
 
 
-def segments_of(runtime_dir: Path) -> list[str]:
-    prefix = "rl" + hashlib.sha256(os.fsencode(runtime_dir)).hexdigest()[:8]
-    return [name for name in os.listdir("/dev/shm") if name.startswith(prefix)]  # noqa: S108
-
-
 def test_a_generated_market_is_stored_exactly_once(tmp_path: Path) -> None:
     """Every accepted record is stored once, the report is whole, and no segment stays."""
-    report = run_demo("--seconds", "2", "--producers", "2", "--rate", "2000", "--keep", str(tmp_path / "kept"))
+    kept = tmp_path / "kept"
+    report = run_demo("--seconds", "2", "--producers", "2", "--rate", "2000", "--keep", str(kept), "--no-session")
     assert report["accepted"] == report["stored"] > 0
     assert report["lost"] == report["duplicated"] == report["foreign"] == report["dead_letters"] == 0
     assert report["is_exact"] is True
+    assert report["session"] is None
     assert set(report["append_ns"]) == {"p50", "p99", "p999", "max"}
     assert set(report["freshness_ms"]) == set(report["tick_ms"]) == {"p50", "p99"}
     assert set(report["write_ms"]) == {"rows", "p50", "p99"}
     assert min(report[name] for name in ("timer_ns", "lane_bytes", "writer_rss_bytes", "seconds")) > 0
-    assert segments_of(tmp_path / "kept" / "run") == []
-
-
-@needs_recordings
-def test_the_recording_in_questdb_agrees_with_an_independent_reading(tmp_path: Path) -> None:
-    """Count, sum of quantity and sum of price x quantity of the stored trades are those of the file itself."""
-    report = run_demo("--input", str(SPOT), "--rate", "max", "--keep", str(tmp_path / "kept"))
-    assert report["broken_lines"] == 0
-    trades = []
-    with gzip.open(SPOT) as lines:
-        for line in lines:
-            message = json.loads(line.split(b" ", 1)[1])
-            if message.get("data", {}).get("e") == "trade":
-                trades.append((float(message["data"]["p"]), float(message["data"]["q"])))
-    with QuestDBServer(tmp_path / "kept" / "questdb") as server, psycopg.connect(
-        host="127.0.0.1", port=server.ports["pg"], user=server.user, password=server.password, dbname="qdb",
-        autocommit=True,
-    ) as connection:  # fmt: skip
-        query = "SELECT count(), sum(base_amount), sum(quote_amount), sum(executed_price * base_amount) FROM trades"
-        (count, quantity, quote, notional) = connection.execute(query).fetchone() or ()
-    assert count == len(trades) == 9757
-    assert quantity == pytest.approx(sum(q for _, q in trades), rel=1e-12)
-    assert [quote, notional] == pytest.approx([sum(p * q for p, q in trades)] * 2, rel=1e-12)
+    assert segments_of(kept / "run") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,0 +1,75 @@
+"""The load: executors that append as many records as they are told to, or replay a recording without any database."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ringlog.demo import results as result_files
+from ringlog.demo.executor import Orders, run
+from ringlog.demo.feed import Survey
+from ringlog.demo.options import Options
+from ringlog.demo.probe import Probe
+from ringlog.demo.processes import Processes
+from ringlog.demo.results import Result
+from ringlog.demo.stage import STORE_TIMEOUT_SECONDS, Stage, Watched, merged
+from ringlog.demo.verification import verify
+from ringlog.demo.view import View
+from ringlog.lanes.claims import cards
+from ringlog.lanes.instance import Instance
+from ringlog.settings import Settings
+
+
+def run_load(
+    options: Options, found: Survey | None, settings: Settings, instance: Instance, directory: Path, view: View
+) -> Stage:
+    """Runs the executors to their end, and waits until all they appended is stored. Raises RinglogError."""
+    results = directory / "results"
+    results.mkdir(mode=0o700)
+    watched = Watched(Probe(settings), instance, results, options.producers, view)
+    with Processes() as processes:
+        executors = [
+            processes.start(
+                f"executor {i}", run, _orders(options, found, settings, results, i), processes.is_started,
+                processes.is_stopped,
+            )
+            for i in range(options.producers)
+        ]  # fmt: skip
+        processes.wait_until(lambda: len(cards(instance)) >= 2 * options.producers, "lanes")
+        with watched.probing() as began:
+            processes.is_started.set()
+            watched.attach()
+
+            def done(accepted: int) -> float:
+                return (
+                    accepted / (found.trades + found.timed) if found else (time.monotonic() - began) / options.seconds
+                )
+
+            while alive := [process for process in executors if process.is_alive()]:
+                processes.check()
+                watched.show(done)
+                alive[0].join(0.1)
+            processes.check()
+            watched.shown()
+            outcome = result_files.read(results, "executor-*", Result)
+            lanes = merged(outcome, {})
+            verdict = verify(settings, lanes, STORE_TIMEOUT_SECONDS)
+            seconds = time.monotonic() - began
+    return watched.measured(outcome, lanes, verdict, seconds)
+
+
+def _orders(options: Options, found: Survey | None, settings: Settings, results: Path, index: int) -> Orders:
+    return Orders(
+        index=index,
+        executors=options.producers,
+        runtime_dir=settings.runtime_dir,
+        result_dir=str(results),
+        temporary_dir="" if options.keep else str(results.parent),
+        rate=options.rate / options.producers,
+        seconds=options.seconds,
+        seed=options.seed,
+        recording=str(options.recording or ""),
+        speed=0.0 if options.rate else options.speed,
+        clock_offset_us=found.clock_offset_us if found else 0,
+        first_us=found.first_us if found else 0,
+    )

@@ -1,0 +1,40 @@
+"""What every process of a paper-trading session is told."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from ringlog.demo.configuration import paper_address
+from ringlog.settings import Settings
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """One session. `speed` is that of the recording, 0 for as fast as it goes; `rate` is records/s of one executor."""
+
+    environment: dict[str, str]  # RINGLOG_* variables: a Secret is never pickled, and nothing of it is in `ps`
+    result_dir: str
+    recording: str
+    base: str
+    quote: str
+    executors: int
+    speed: float
+    rate: float
+    seed: int
+    first_us: int
+    clock_offset_us: int
+    temporary_dir: str = ""
+
+    def settings(self) -> Settings:
+        return Settings.from_environment(self.environment)
+
+    @property
+    def pool_address(self) -> str:
+        return paper_address(f"pool {self.base}/{self.quote}")
+
+    def wait_for(self, receive_us: int, started: float) -> float:
+        """Seconds until a message of the recording is due; `started` is when the first one was (monotonic)."""
+        if not self.speed:
+            return 0.0
+        return started + (receive_us - self.first_us) / 1e6 / self.speed - time.monotonic()

@@ -1,0 +1,59 @@
+"""The demo's servers: QuestDB, and beside it PostgreSQL and Valkey where they can run."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ringlog.errors import ServerError
+from ringlog.postgres.pools import configured_connection
+from ringlog.redis import Connection
+from ringlog.servers import EmbeddedServer, PostgresServer, QuestDBServer, ValkeyServer
+from ringlog.settings import Settings
+
+
+class Platform(msgspec.Struct):
+    """The fields of Settings that lead to the servers, and why the paper-trading session cannot run, if it cannot."""
+
+    settings: dict[str, Any]
+    missing: str = ""
+
+
+@contextlib.contextmanager
+def running_platform(directory: Path | None, *, complete: bool) -> Iterator[Platform]:
+    """Starts the servers side by side; `complete` is QuestDB with PostgreSQL and Valkey. Data is kept in `directory`.
+
+    Raises ServerError where QuestDB cannot run here; without one of the others the demo can do without its session.
+    """
+    kinds: list[type[EmbeddedServer]] = [QuestDBServer]
+    kinds += [PostgresServer, ValkeyServer] if complete else []
+    servers = [kind(directory / kind.name.lower() if directory else None) for kind in kinds]
+    try:
+        with concurrent.futures.ThreadPoolExecutor(len(servers)) as pool:
+            starting = [pool.submit(server.start) for server in servers]
+        settings: dict[str, Any] = {**starting[0].result().settings()}
+        missing = []
+        for start in starting[1:]:
+            try:
+                settings |= start.result().settings()
+            except ServerError as error:
+                missing.append(str(error))
+        if complete and not missing:
+            _let_go_of_the_disk(Settings(**settings))
+        yield Platform(settings, "; ".join(missing))
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def _let_go_of_the_disk(settings: Settings) -> None:
+    """Prices and paper orders of a demo need not survive a power cut: a busy disk must not hold up who reads them."""
+    with Connection(settings) as connection:
+        connection.client.config_set("appendonly", "no")
+    with configured_connection(settings) as database:
+        database.execute(f'alter database "{settings.postgres_database}" set synchronous_commit = off')
