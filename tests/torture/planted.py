@@ -6,11 +6,14 @@ can cut files back to what was safe when it kills the writer together with "the 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ringlog.disk import System
 from ringlog.layout import HEAD_OFFSET
@@ -33,6 +36,22 @@ def note_fsyncs(path: str, *, skip: bool) -> None:
             os.write(notes, f"{status.st_ino} {status.st_size}\n".encode())
 
     System.fsync = noted  # type: ignore[method-assign]
+
+
+def fill_disk(flags_path: str, word: int) -> None:
+    """Lets nothing grow on the writer's disk while that word of the flags is set."""
+    flags = np.memmap(flags_path, np.int64, "r")
+    write, allocate = System.write, System.allocate
+
+    def checked(call: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: System, descriptor: int, *arguments: Any) -> Any:
+            if flags[word]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return call(self, descriptor, *arguments)
+
+        return method
+
+    System.write, System.allocate = checked(write), checked(allocate)  # type: ignore[method-assign]
 
 
 def cut_unsynced(notes: Path, spool: Path) -> int:
@@ -63,7 +82,10 @@ def plant_in_writer(bug: str) -> None:
         Delivery.submit = early  # type: ignore[method-assign]
     elif bug == "204-is-applied":
         from ringlog.questdb.sink import QuestdbSink
+        from ringlog.questdb.tables import statuses
 
+        # Neither the log nor the table is looked at: whoever said 204 is believed.
+        QuestdbSink._acknowledged = lambda self, verified: statuses(self.connection)[verified.layout.table]  # type: ignore[method-assign]
         QuestdbSink.confirm = lambda _self, receipts: [True] * len(receipts)  # type: ignore[method-assign]
     elif bug == "dedup-off":
         from ringlog.questdb import tables
@@ -96,8 +118,11 @@ def plant_in_producer(bug: str, appender: Appender) -> Callable[[int], None]:
 
 
 if __name__ == "__main__":
-    note_fsyncs(sys.argv[1], skip=sys.argv[2] == "skipped-fsync")
-    plant_in_writer(sys.argv[2])
+    from torture.producer import DISK_FULL
+
+    note_fsyncs(sys.argv[1], skip=sys.argv[3] == "skipped-fsync")
+    fill_disk(sys.argv[2], DISK_FULL)
+    plant_in_writer(sys.argv[3])
     from ringlog.cli.writer import writer
 
     writer([])

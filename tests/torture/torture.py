@@ -1,7 +1,10 @@
 """The torture: `./scripts/torture --seconds N --seed S [--plant BUG] --json`.
 
 Random faults, drawn from the seed: kill -9 of producers, the writer (half of the time with a power cut of the spool's
-disk), QuestDB, all three; stops of the writer and QuestDB; a full spool. At the end the oracle judges.
+disk), QuestDB, all three; stops of each; a proxy before QuestDB that cuts requests and answers, takes everything and
+says nothing, is slow, or says 204 by itself; a full disk while QuestDB is away. At the end the oracle judges.
+
+A disk is full for the writer alone: its writes to the spool's disk fail with ENOSPC at the system call's place.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -24,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import psycopg
+from tcp_proxy import Connection, Fault, TcpProxy, blackhole, lost_reply, passed, reset_in_the_middle, slow
 
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import remove_instance
@@ -34,10 +39,30 @@ from ringlog.settings import Secret, Settings
 from torture.attempts import LONGEST_NS, REFUSED, REFUSED_DELIBERATE, Attempts
 from torture.oracle import Judgement, judge
 from torture.planted import BUGS, cut_unsynced
-from torture.producer import DELIBERATE, STOP
+from torture.producer import DELIBERATE, DISK_FULL, STOP
 
 TESTS = Path(__file__).parents[1]
 SETTLE_SECONDS = 90.0
+
+
+def false_204(connection: Connection) -> None:
+    """Writes are acknowledged and go nowhere; whatever else is asked, the server answers."""
+    request = connection.request()
+    while request.startswith(b"POST /write"):
+        connection.client.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+        request = connection.request()
+    if request:
+        connection.connect().sendall(request)
+        connection.pump()
+
+
+CUTS: dict[str, Fault] = {
+    "request cut": reset_in_the_middle,
+    "answer cut": lost_reply,
+    "silence": blackhole,
+    "slow answers": slow(0.3),
+    "false 204": false_204,
+}
 GRACE_SECONDS = 2.0  # after a deliberate stop, until refusals count as not deliberate again
 
 
@@ -50,7 +75,9 @@ class Torture:
         self.random = random.Random(seed)  # noqa: S311 (replayable, not secret)
         self.plant = plant
         self.rate = rate
-        self.settings = Settings(runtime_dir=str(directory / "run"), **server.settings())
+        self.proxy = TcpProxy(server.ports["http"])
+        addresses = {**server.settings(), "questdb_http_port": self.proxy.port}
+        self.settings = Settings(runtime_dir=str(directory / "run"), **addresses)
         self.kills: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.logs: dict[int, Path] = {}
@@ -69,9 +96,12 @@ class Torture:
         }
         with (self.directory / "writer.log").open("ab") as log:
             self.writer = subprocess.Popen(
-                [sys.executable, "-m", "torture.planted", str(self.directory / "fsyncs"), self.plant],
+                [sys.executable, "-m", "torture.planted", *map(str, self._planted()), self.plant],
                 env={**os.environ, **environment, "PYTHONPATH": str(TESTS)}, stdout=log, stderr=log,
             )  # fmt: skip
+
+    def _planted(self) -> tuple[Path, Path]:
+        return self.directory / "fsyncs", self.directory / "flags"
 
     def start_producer(self) -> None:
         number = len(self.logs)
@@ -129,6 +159,29 @@ class Torture:
         self.pause(0.5, 3.0)
         self.server.continue_signal()
 
+    def stop_producer(self) -> None:
+        """Longer than the linger after which the lane of a dead producer would be taken away."""
+        process = self.producers[self.random.choice(sorted(self.producers))]
+        process.send_signal(signal.SIGSTOP)
+        self.faults["producer stopped"] += 1
+        self.pause(1.2, 2.5)
+        process.send_signal(signal.SIGCONT)
+
+    def cut(self, name: str) -> None:
+        self.proxy.inject(CUTS[name])
+        self.faults[name] += 1
+        self.pause(0.2, 2.0)
+        self.proxy.inject(passed)
+
+    def fill_disk(self) -> None:
+        self.deliberate(4.0)
+        self.flags[DISK_FULL] = 1
+        self.proxy.inject(blackhole)
+        self.faults["disk full"] += 1
+        self.pause(1.0, 4.0)
+        self.flags[DISK_FULL] = 0
+        self.proxy.inject(passed)
+
     def pause(self, shortest: float, longest: float) -> None:
         deadline = time.monotonic() + self.random.uniform(shortest, longest)
         while time.monotonic() < deadline:
@@ -148,18 +201,21 @@ class Torture:
             self.start_writer()
 
     def run(self, seconds: float, producers: int) -> None:
-        faults: list[tuple[Callable[[], None], int]] = [
-            (self.kill_writer, 10), (self.kill_producer, 6), (self.kill_server, 2), (self.kill_all, 1),
-            (self.stop_writer, 1), (self.stop_server, 1),
+        faults: list[Callable[[], None]] = [
+            *[self.kill_writer] * 10, *[self.kill_producer] * 6, *[self.kill_server] * 2, self.kill_all,
+            self.stop_writer, self.stop_server, *[self.stop_producer] * 2, self.fill_disk,
+            *(functools.partial(self.cut, name) for name in CUTS),
         ]  # fmt: skip
+        dealt: list[Callable[[], None]] = []
         self.start_writer()
         for _ in range(producers):
             self.start_producer()
         deadline = time.monotonic() + seconds
         self.pause(2.0, 2.0)
         while time.monotonic() < deadline:
-            (fault,) = self.random.choices([fault for fault, _ in faults], [weight for _, weight in faults])
-            fault()
+            if not dealt:  # as from a deck of cards: each comes up in every half minute or so
+                dealt = self.random.sample(faults, len(faults))
+            dealt.pop()()
             self.pause(0.1, 1.6)
 
     def finish(self) -> Judgement:
@@ -200,6 +256,7 @@ class Torture:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self.proxy.close()
         remove_instance(Instance(self.settings))
 
 
