@@ -170,7 +170,7 @@ class Torture:
     def cut(self, name: str) -> None:
         self.proxy.inject(CUTS[name])
         self.faults[name] += 1
-        self.pause(0.2, 2.0)
+        self.pause(0.5, 2.5)  # some are longer than the pause that the writer makes after a failure
         self.proxy.inject(passed)
 
     def fill_disk(self) -> None:
@@ -204,7 +204,7 @@ class Torture:
         faults: list[Callable[[], None]] = [
             *[self.kill_writer] * 10, *[self.kill_producer] * 6, *[self.kill_server] * 2, self.kill_all,
             self.stop_writer, self.stop_server, *[self.stop_producer] * 2, self.fill_disk,
-            *(functools.partial(self.cut, name) for name in CUTS),
+            *(functools.partial(self.cut, name) for name in CUTS for _ in range(2)),
         ]  # fmt: skip
         dealt: list[Callable[[], None]] = []
         self.start_writer()
