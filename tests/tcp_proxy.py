@@ -141,6 +141,15 @@ def answering(*chunks: bytes) -> Fault:
     return fault
 
 
+def endless(connection: Connection) -> None:
+    """The answer to a request has a header and a body that never ends."""
+    if connection.request():
+        connection.client.sendall(b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
+        while True:
+            connection.client.sendall(b"x" * 1024)
+            time.sleep(0.01)
+
+
 class TcpProxy:
     """`port` leads to `target_port` through `fault`, which may be changed for connections made from then on.
 

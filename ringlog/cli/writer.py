@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from typing import Any
 
 import click
 
+from ringlog.cli import FAILED
+from ringlog.errors import ServerUnavailable
 from ringlog.settings import Settings
 from ringlog.sinks import Cuts, Mirror
 
@@ -24,7 +27,7 @@ from ringlog.sinks import Cuts, Mirror
 def writer(verbose: bool, **flags: Any) -> None:
     """Drain the instance's lanes into QuestDB until SIGTERM or Ctrl-C; logs go to stdout.
 
-    Exits 0 after SIGTERM, 1 where another writer runs already (naming it).
+    Exits 0 after SIGTERM, 1 where another writer runs already (naming it) or a request never returns.
     """
     from ringlog.questdb.sink import QuestdbSink
     from ringlog.writer import Writer
@@ -38,7 +41,12 @@ def writer(verbose: bool, **flags: Any) -> None:
     process = Writer(settings, QuestdbSink(settings), _mirror(settings), _cuts(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop())
-    process.run()
+    try:
+        process.run()
+    except ServerUnavailable as error:  # a thread hangs in a request, and would keep this process for ever
+        click.echo(f"ringlog: {error}", err=True)
+        logging.shutdown()
+        os._exit(FAILED)
 
 
 def _cuts(settings: Settings) -> Cuts | None:

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, NoReturn
 
 from ringlog.errors import RinglogError, ServerRefused, ServerUnavailable
 from ringlog.sinks import Batch, Receipt, Request, Sink
@@ -24,6 +24,10 @@ logger = logging.getLogger("ringlog.writer")
 
 REQUESTS_HELD_MAX = 2
 CONFIRM_INTERVAL_SECONDS = 0.01
+# A client bounds each wait for the server, but not their sum: an answer that never ends has ended no wait. A request
+# that has not returned after so long never will, and its thread cannot be ended: the process must be.
+SEND_SECONDS_MAX = 30.0
+BISECT_SECONDS_MAX = 600.0  # three requests a refused row
 BACKOFF_SECONDS_MIN = 0.1
 BACKOFF_SECONDS_MAX = 5.0
 
@@ -69,6 +73,8 @@ class Delivery:
         self._asked: tuple[Future[Sequence[bool]], list[_Sent]] | None = None
         self._backoffs: dict[str, _Backoff] = {}
         self._confirm_at = 0.0
+        self._sending_since: float | None = None  # written by the sending thread
+        self.is_hung = False
 
     @property
     def is_idle(self) -> bool:
@@ -101,18 +107,23 @@ class Delivery:
         self._sent.append(_Sent(batch, settle, future))
 
     def _send(self, request: Request) -> tuple[Receipt, float]:
-        started = time.monotonic()
+        started = self._sending_since = time.monotonic()
         try:
             receipt = self._sink.send(request)
         finally:
+            self._sending_since = None
             self._sink.release(request)
         return receipt, time.monotonic() - started
 
     def collect(self, timeout_seconds: float = 0.0) -> bool:
         """Waits at most that long for something to end, then settles what has failed or been confirmed.
 
-        False where nothing was under way to wait for.
+        False where nothing was under way to wait for. Raises ServerUnavailable where a request never returns: then
+        this process must end, and the next one sends everything again.
         """
+        since = self._sending_since
+        if since is not None and time.monotonic() - since > SEND_SECONDS_MAX:
+            self._hang()
         pending: list[Future[Any]] = [entry.future for entry in self._sent if not entry.future.done()]
         if self._asked is not None:
             pending.append(self._asked[0])
@@ -123,6 +134,10 @@ class Delivery:
                 self._acknowledge(entry)
         self._confirm()
         return bool(pending)
+
+    def _hang(self) -> NoReturn:
+        self.is_hung = True
+        raise ServerUnavailable(f"got a request that has not returned for {SEND_SECONDS_MAX:.0f} s, wanted an answer")
 
     def _acknowledge(self, entry: _Sent) -> None:
         table = entry.batch.layout.table
@@ -148,10 +163,12 @@ class Delivery:
         table = entry.batch.layout.table
         logger.warning("refused table=%s rows=%d, looking for the rows at fault: %s", table, entry.batch.rows, error)
         try:
-            found: Bisection = self._sender.submit(bisect, self._sink, entry.batch).result()
+            found: Bisection = self._sender.submit(bisect, self._sink, entry.batch).result(BISECT_SECONDS_MAX)
         except RinglogError as fault:
             self._fail(table, fault)
             return False
+        except TimeoutError:
+            self._hang()
         entry.receipts += found.receipts
         entry.refused += found.refused
         return True
@@ -215,7 +232,9 @@ class Delivery:
             entry.settle(Settled(error))
 
     def close(self) -> None:
-        """Ends the threads once what they are doing has ended, then closes the sink."""
+        """Ends the threads once what they are doing has ended, then closes the sink; a thread that hangs is left."""
+        if self.is_hung:
+            return
         self._sender.shutdown(wait=True)
         self._asker.shutdown(wait=True)
         self._sink.close()

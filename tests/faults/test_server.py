@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from lane_samples import Sample, eventually
+from lane_samples import Child, Sample, eventually
 from tcp_proxy import (
     Fault,
     TcpProxy,
     answering,
     blackhole,
+    endless,
     lost_reply,
     passed,
     proxied,
     reset_in_the_middle,
     slow,
 )
-from whole_path import TABLE, WholePath, writing
+from whole_path import TABLE, WholePath, environment_of, writing
 
 from ringlog import Producer
 from ringlog.audit import Kind
@@ -97,6 +100,33 @@ GARBAGE = {
 def test_33_garbage_for_an_answer(path: WholePath, proxy: TcpProxy, answer: str) -> None:
     """Answers that are no HTTP, cut short or of megabytes are no verdict on the rows: they are sent again."""
     survive(path, proxy, GARBAGE[answer])
+
+
+def test_33_an_answer_without_an_end(path: WholePath, proxy: TcpProxy) -> None:
+    """A request that never returns ends the writer with a named error, and the next one delivers everything.
+
+    Defence: the limit of a request's whole time (without it the writer hangs here for ever).
+    """
+    script = (
+        "from ringlog.writer import delivery; delivery.SEND_SECONDS_MAX = 1.0\n"
+        "from ringlog.cli import main; main(['writer'])"
+    )
+    with path.producing() as append:
+        append(100)
+        proxy.inject(endless)
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**Child.environment(path.settings), **environment_of(path.settings)},
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "ringlog: got a request that has not returned for 1 s, wanted an answer" in done.stderr
+        proxy.inject(passed)
+    with writing(path.settings):
+        path.require_exact()
 
 
 def status(line: str, body: str = "") -> Fault:
