@@ -82,8 +82,8 @@ def wait_applied(execute: Execute, table: str, timeout_seconds: float = 120.0) -
             f"SELECT count() FROM wal_tables() WHERE name = '{table}' AND (writerTxn < sequencerTxn OR suspended)"
         )[0][0]
         stale = execute(
-            f"SELECT count() FROM materialized_views() "
-            f"WHERE base_table_name = '{table}' AND refresh_base_table_txn < base_table_txn"
+            "SELECT count() FROM materialized_views() "
+            "WHERE refresh_base_table_txn < base_table_txn OR view_status = 'refreshing'"
         )[0][0]
         if not behind and not stale:
             return

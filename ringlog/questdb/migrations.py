@@ -38,7 +38,12 @@ def migrate(settings: Settings, layouts: Iterable[RecordLayout], *, check: bool 
         found = [_migrated(connection, layout, check) for layout in layouts]
         missing = {migration.name for migration in found if migration.problem or (check and migration.statements)}
         wanted = {layout.table for layout in layouts} - missing
-        found += [_migrated_view(connection, rollup, check) for rollup in ROLLUPS if rollup.table in wanted]
+        for rollup in ROLLUPS:
+            if rollup.table in wanted:
+                view = _migrated_view(connection, rollup, check)
+                found.append(view)
+                if not view.problem and not (check and view.statements):
+                    wanted.add(rollup.view)
         return [*found, _migrated_audit(connection, check)]
     finally:
         connection.close()
@@ -63,6 +68,9 @@ def _migrated_view(connection: Connection, rollup: Rollup, check: bool) -> Migra
         migration.statements = views.needed(connection, rollup, script(rollup.view) or "")
         if not check:
             _apply(connection, rollup.view, migration.statements)
+            if migration.statements and not check:
+                # A view over this one turns invalid while this one is filled anew: it is looked at afterwards.
+                views.wait_valid(connection, rollup.view)
     except SchemaMismatch as error:
         migration.problem = str(error)
     return migration

@@ -269,7 +269,12 @@ class Retention:
             elif IDENTIFIER.fullmatch(name) and self._has_keys(name):
                 tables.append(Target(name, False, name in views.values(), ttl))
         kept = {target.name for target in tables}
-        return sorted(tables) + sorted(view for view in over if views[view.name] in kept)
+
+        def is_over_kept(name: str) -> bool:
+            base = views.get(name)
+            return base is not None and (base in kept or is_over_kept(base))
+
+        return sorted(tables) + sorted(view for view in over if is_over_kept(view.name))
 
     def _has_keys(self, name: str) -> bool:
         return {column.name for column in columns(self._connection, name) if column.is_key} == set(KEYS)

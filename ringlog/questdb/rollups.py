@@ -1,7 +1,8 @@
 """Rollups: materialized views of a minute's rows, so that 24 hours cost the same whatever the record rate.
 
-Each rollup is a view over one table: keys, and measures that can be added up further. The SQL a person reads and runs
-is in `schemas/questdb/<view>.sql`; a test holds it against `Rollup.definition`.
+Latencies have a view of hours over the one of minutes too: a day of 50 pairs is 9 million rows by the minute, and
+200,000 by the hour. Each rollup is a view over one table (or view): keys, and measures that can be added up further.
+The SQL a person reads and runs is in `schemas/questdb/<view>.sql`; a test holds it against `Rollup.definition`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import msgspec
 from ringlog.questdb.percentiles import bucket_sql
 
 MINUTE_US = 60_000_000
+HOUR_US = 60 * MINUTE_US
+_SAMPLE_BY = {MINUTE_US: "1m", HOUR_US: "1h"}
 
 
 class Measure(msgspec.Struct, frozen=True):
@@ -37,17 +40,23 @@ class Measure(msgspec.Struct, frozen=True):
 
 
 class Rollup(msgspec.Struct, frozen=True):
-    """A view: `keys` (name to SQL over the raw table) and `measures` (name to Measure), both in column order."""
+    """A view: `keys` (name to SQL over its table) and `measures` (name to Measure), both in column order.
+
+    `coarser` is a view over this one, with the same names of keys and measures and a larger unit.
+    """
 
     view: str
     table: str
     keys: dict[str, str]
     measures: dict[str, Measure]
+    unit_us: int = MINUTE_US
+    coarser: Rollup | None = None
 
     @property
     def definition(self) -> str:
         """The view's query, normalised to one line."""
-        return f"SELECT timestamp, {self._raw_columns(self.keys)} FROM {self.table} SAMPLE BY 1m"  # noqa: S608
+        columns = self._raw_columns(self.keys)
+        return f"SELECT timestamp, {columns} FROM {self.table} SAMPLE BY {_SAMPLE_BY[self.unit_us]}"  # noqa: S608
 
     def raw_select(self, keys: Collection[str]) -> str:
         """The measures of raw rows by some of the keys; one key groups faster than three."""
@@ -63,11 +72,20 @@ class Rollup(msgspec.Struct, frozen=True):
         return ", ".join([*keys, *(f"{measure.raw} AS {name}" for name, measure in self.measures.items())])
 
 
+LATENCY_HOURS = Rollup(
+    view="latency_hours",
+    table="latency_minutes",
+    keys={"service": "service", "operation": "operation", "bucket": "bucket"},
+    measures={"samples": Measure("sum(samples)", "sum")},
+    unit_us=HOUR_US,
+)
+
 LATENCY_MINUTES = Rollup(
     view="latency_minutes",
     table="latencies",
     keys={"service": "service", "operation": "operation", "bucket": bucket_sql("latency_us")},
     measures={"samples": Measure("count(latency_us)", "sum")},
+    coarser=LATENCY_HOURS,
 )
 
 MEV_MINUTES = Rollup(
@@ -98,4 +116,5 @@ PERFORMANCE_MINUTES = Rollup(
     },
 )
 
-ROLLUPS = (LATENCY_MINUTES, MEV_MINUTES, PERFORMANCE_MINUTES)
+# A view comes after the one it is made over.
+ROLLUPS = (LATENCY_MINUTES, LATENCY_HOURS, MEV_MINUTES, PERFORMANCE_MINUTES)

@@ -21,10 +21,11 @@ def pieces(
     *,
     order: Literal["newest", "oldest"] = "newest",
     first_us: int = HOUR_US,
+    unit_us: int = MINUTE_US,
 ) -> Iterator[tuple[int, int]]:
     """Half-open pieces that cover `start_us` to `end_us` without a gap, from the newest or from the oldest end.
 
-    The inner borders lie on whole minutes. `deadline` is in monotonic seconds; the time between two steps of this
+    The inner borders lie on whole units. `deadline` is in monotonic seconds; the time between two steps of this
     iterator counts as what the piece cost.
     """
     low, high, length = start_us, end_us, first_us
@@ -32,13 +33,13 @@ def pieces(
         # What would be left over is taken along while it is small.
         length = high - low if high - low <= length * 3 // 2 else length
         if order == "newest":
-            piece = (max(low, (high - length) // MINUTE_US * MINUTE_US), high)
+            piece = (max(low, (high - length) // unit_us * unit_us), high)
             high = piece[0]
         else:
-            piece = (low, min(high, -(-(low + length) // MINUTE_US) * MINUTE_US))
+            piece = (low, min(high, -(-(low + length) // unit_us) * unit_us))
             low = piece[1]
         began = time.monotonic()
         yield piece
         now = time.monotonic()
         affordable = (piece[1] - piece[0]) * SHARE * (deadline - now) / max(now - began, _TOOK_MIN_S)
-        length = max(MINUTE_US, min(length * GROWTH, int(affordable)))
+        length = max(unit_us, min(length * GROWTH, int(affordable)))

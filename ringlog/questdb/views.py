@@ -1,13 +1,20 @@
-"""The minute views on the server: what is missing of them, and whether they are what the rollups want."""
+"""The views on the server: what is missing of them, and whether they are what the rollups want."""
 
 from __future__ import annotations
 
 import re
+import time
 
 from ringlog.errors import SchemaMismatch
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.rollups import Rollup
 
+# Filling a day of 100 million rows takes 10 s.
+VALID_TIMEOUT_S = 300.0
+# A moment passes before REFRESH ... FULL takes effect.
+INVALID_TIMEOUT_S = 5.0
+_POLL_S = 0.02
+_STATE = "SELECT view_status, refresh_base_table_txn, base_table_txn FROM materialized_views() WHERE view_name = %s"
 _VIEWS = "SELECT view_name, base_table_name, view_sql, view_status FROM materialized_views() WHERE view_name = %s"
 
 
@@ -26,6 +33,18 @@ def needed(connection: Connection, rollup: Rollup, create: str) -> list[str]:
             f"DROP MATERIALIZED VIEW {rollup.view}, then run `ringlog migrate`: the server fills it from {base}"
         )
     return [] if status in ("valid", "refreshing") else [f"REFRESH MATERIALIZED VIEW {rollup.view} FULL"]
+
+
+def wait_valid(connection: Connection, view: str) -> None:
+    """Returns once the server has filled the view, or it stays invalid, or VALID_TIMEOUT_S have passed."""
+    began = time.monotonic()
+    while (waited_s := time.monotonic() - began) < VALID_TIMEOUT_S:
+        found = connection.execute(_STATE, (view,))
+        if not found or (found[0][0] == "invalid" and waited_s > INVALID_TIMEOUT_S):
+            return
+        if found[0][0] == "valid" and found[0][1] >= found[0][2]:
+            return
+        time.sleep(_POLL_S)
 
 
 def normalised(sql: str) -> str:

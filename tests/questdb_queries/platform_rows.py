@@ -21,13 +21,13 @@ def wait_applied(execute: Execute, table: str, *, views: bool = True) -> None:
 
     def done() -> bool:
         behind = "SELECT count() FROM wal_tables() WHERE writerTxn < sequencerTxn"
-        stale = "SELECT count() FROM materialized_views() WHERE base_table_name = %s AND view_status <> 'invalid' "
+        stale = "SELECT count() FROM materialized_views() WHERE view_status <> 'invalid' "
         if execute(f"{behind} AND name = %s", (table,))[0][0]:
             return False
         if not views:
             return True
         stale += "AND (refresh_base_table_txn < base_table_txn OR view_status = 'refreshing')"
-        return not execute(stale, (table,))[0][0] and not execute(behind)[0][0]
+        return not execute(stale)[0][0] and not execute(behind)[0][0]
 
     wait_until(done, f"{table} to be applied")
 

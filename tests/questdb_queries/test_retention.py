@@ -69,19 +69,21 @@ def test_cuts_every_table(retention: Retention, execute: Execute, insert: Insert
     for table in TABLES:
         wait_applied(execute, table)
     whole = sorted((*kept, 31, 32), reverse=True)
-    wait_until(lambda: days_left(execute, "latency_minutes", now) == whole, "the view to hold every day")
+    for view in ("latency_minutes", "latency_hours"):
+        wait_until(lambda view=view: days_left(execute, view, now) == whole, "the view to hold every day")
     planned = retention.run(dry_run=True)
     assert {t.table: len(t.partitions) for t in planned.tables if t.partitions} == {
         "trades": 2,
         "latencies": 2,
         "latency_minutes": 2,
+        "latency_hours": 2,
     }
     assert days_left(execute, "trades", now) == sorted((*kept, 31, 32), reverse=True)
     assert execute("SELECT count() FROM retention_audit") == [(0,)]
     report = retention.run()
     assert set(outcomes(report).values()) == {"executed"}
-    assert set(outcomes(report)) >= {*TABLES, "latency_minutes", "mev_minutes", "performance_minutes"}
-    for name in ("trades", "latencies", "latency_minutes"):
+    assert set(outcomes(report)) >= {*TABLES, "latency_minutes", "latency_hours", "mev_minutes", "performance_minutes"}
+    for name in ("trades", "latencies", "latency_minutes", "latency_hours"):
         assert days_left(execute, name, now) == sorted(kept, reverse=True)
     assert execute(VIEW_STATUS) == [("valid",)]
     assert report.disk_free_bytes_before
@@ -93,7 +95,7 @@ def test_cuts_every_table(retention: Retention, execute: Execute, insert: Insert
     )
     assert rows == [
         (table, outcome, 2, 2)
-        for table in ("latencies", "latency_minutes", "trades")
+        for table in ("latencies", "latency_hours", "latency_minutes", "trades")
         for outcome in ("dropped", "planned")
     ]
     summary = execute(
@@ -128,7 +130,7 @@ def test_45_future_rows_cost_nothing(retention: Retention, execute: Execute, ins
     for table, row in (("latencies", latency), ("trades", trade)):
         insert(table, [row(now + 90 * DAY), row(now), row(now - 29 * DAY), row(now - 31 * DAY)])
     assert set(outcomes(retention.run()).values()) == {"executed"}
-    for table in ("latencies", "trades", "latency_minutes"):
+    for table in ("latencies", "trades", "latency_minutes", "latency_hours"):
         assert days_left(execute, table, now) == [29, 0, -90]
     assert execute(VIEW_STATUS) == [("valid",)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +14,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from platform_rows import Execute, Insert, wait_applied, wait_until
 
+from ringlog.questdb import aggregates
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.migrations import migrate, script
 from ringlog.questdb.percentiles import nearest_rank
 from ringlog.questdb.queries import Queries
+from ringlog.questdb.statements import Pause
 from ringlog.records import LatencySample, layout_of
 from ringlog.settings import Settings
 
@@ -113,6 +116,68 @@ def test_view_that_lags(queries: Queries, insert: Insert, execute: Execute) -> N
 
 
 @pytest.mark.usefixtures("empty", "restored_view")
+@pytest.mark.parametrize("view", ["latency_minutes", "latency_hours"])
+def test_view_that_is_emptied_while_it_is_read(insert: Insert, execute: Execute, view: str) -> None:
+    """REFRESH ... FULL empties a view after it was found fresh: what was read then is not believed, and read again."""
+    rows = samples(300, seed=6)
+    insert("latencies", rows)
+    window = aggregates.Window(200 * MINUTE, BASE + 200 * MINUTE)
+    emptied = False
+    for _ in range(50):
+        wait_until(lambda: is_settled(execute), "the views")
+        plan = aggregates.latency_percentiles(None, "o", (50.0,), window, time.monotonic() + 30)
+        hit = False
+        try:
+            step = next(plan)
+            while True:
+                if isinstance(step, Pause):
+                    time.sleep(step.seconds)
+                    step = plan.send([])
+                    continue
+                if f"FROM {view} WHERE" in step.sql and not hit:
+                    execute(f"REFRESH MATERIALIZED VIEW {view} FULL")
+                    hit = True
+                    wait_until(lambda: is_emptied(execute, view) or is_settled(execute), "the view to be emptied")
+                    found = execute(step.sql, step.parameters)
+                    emptied = emptied or not found
+                else:
+                    found = execute(step.sql, step.parameters)
+                step = plan.send(found)
+        except StopIteration as stop:
+            result = stop.value
+        assert hit
+        assert sum(row.samples for row in result) == len(rows)
+        if emptied:
+            return
+    pytest.fail("the view was never seen emptied: the test proves nothing")
+
+
+def is_emptied(execute: Execute, view: str) -> bool:
+    return bool(execute(f"SELECT count() FROM {view}") == [(0,)])
+
+
+def is_settled(execute: Execute) -> bool:
+    """Whether every view is valid and has taken in everything; one over a view that was filled anew is made valid."""
+    states = execute("SELECT view_name, view_status, refresh_base_table_txn, base_table_txn FROM materialized_views()")
+    for view, state, _, _ in states:
+        if state == "invalid":
+            execute(f"REFRESH MATERIALIZED VIEW {view} FULL")
+    return all(state == "valid" and seen >= base for _, state, seen, base in states)
+
+
+@pytest.mark.usefixtures("empty", "restored_view")
+def test_hours_without_their_view(queries: Queries, insert: Insert, execute: Execute, settings: Settings) -> None:
+    """Without the view of hours the one of minutes answers for them, exactly; the migration brings it back."""
+    rows = samples(300, seed=7)
+    insert("latencies", rows)
+    execute("DROP MATERIALIZED VIEW latency_hours")
+    assert check(queries, rows, BASE, BASE + 200 * MINUTE) == "view"
+    assert not any(migration.problem for migration in migrate(settings, [layout_of(LatencySample)]))
+    wait_applied(execute, "latencies")
+    assert check(queries, rows, BASE, BASE + 200 * MINUTE) == "view"
+
+
+@pytest.mark.usefixtures("empty", "restored_view")
 def test_view_that_is_invalid_or_missing(
     queries: Queries, insert: Insert, execute: Execute, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -153,6 +218,8 @@ def test_migration_mends_and_checks_views(insert: Insert, execute: Execute, sett
     wait_until(lambda: execute(status) == [("valid",)], "the view to become valid")
     assert not any(m.statements for m in migrate(settings, [layout], check=True))
     execute("DROP MATERIALIZED VIEW latency_minutes")
+    there = "SELECT view_name FROM materialized_views() WHERE view_name = 'latency_minutes'"
+    wait_until(lambda: not execute(there), "the view to go")
     execute("CREATE MATERIALIZED VIEW latency_minutes AS (SELECT timestamp, count() c FROM latencies SAMPLE BY 1m)")
     problem = {m.name: m.problem for m in migrate(settings, [layout])}["latency_minutes"]
     assert "DROP MATERIALIZED VIEW latency_minutes" in problem
@@ -163,4 +230,4 @@ def test_views_follow_the_connection(settings: Settings) -> None:
     connection = Connection.from_settings(settings)
     rows = connection.execute("SELECT view_status, refresh_base_table_txn FROM materialized_views()")
     connection.close()
-    assert len(rows) == 3
+    assert len(rows) == 4
