@@ -123,12 +123,15 @@ class AsyncQueries:
         """
         parameters = calls.checked_sql(sql, params)
 
-        async def work(connection: Any, _deadline: float) -> Result[Any]:
-            cursor = connection.cursor(binary=True)
-            await cursor.execute(sql, parameters)
-            return calls.described_result(cursor.description, await cursor.fetchall() if cursor.description else [])
+        async def work(connection: Any, _deadline: float) -> Any:
+            return await connection.cursor(binary=True).execute(sql, parameters)
 
-        return await self._retried(work, timeout_ms, calls.retriable(sql))
+        cursor = await self._retried(work, timeout_ms, calls.retriable(sql))
+        # The answer is whole and here: while it is decoded, the connection serves the next caller already.
+        try:
+            return calls.described_result(cursor.description, await cursor.fetchall() if cursor.description else [])
+        except psycopg.Error as error:
+            pools.translate(error, self._server, broken=False)
 
     async def resume(self, continuation: Continuation, *, timeout_ms: float | None = None) -> Result[Any]:
         """The part that a partial result lacks; aggregates of two parts are the caller's to combine."""

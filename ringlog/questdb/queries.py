@@ -122,12 +122,15 @@ class Queries:
         """
         parameters = calls.checked_sql(sql, params)
 
-        def work(connection: Any, _deadline: float) -> Result[Any]:
-            cursor = connection.cursor(binary=True)
-            cursor.execute(sql, parameters)
-            return calls.described_result(cursor.description, cursor.fetchall() if cursor.description else [])
+        def work(connection: Any, _deadline: float) -> Any:
+            return connection.cursor(binary=True).execute(sql, parameters)
 
-        return self._retried(work, timeout_ms, calls.retriable(sql))
+        cursor = self._retried(work, timeout_ms, calls.retriable(sql))
+        # The answer is whole and here: while it is decoded, the connection serves the next caller already.
+        try:
+            return calls.described_result(cursor.description, cursor.fetchall() if cursor.description else [])
+        except psycopg.Error as error:
+            pools.translate(error, self._server, broken=False)
 
     def resume(self, continuation: Continuation, *, timeout_ms: float | None = None) -> Result[Any]:
         """The part that a partial result lacks; aggregates of two parts are the caller's to combine."""

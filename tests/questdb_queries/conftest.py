@@ -13,6 +13,7 @@ from platform_rows import LAYOUTS, TABLES, Execute, Insert, wait_applied, wait_u
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.migrations import migrate
 from ringlog.questdb.queries import Queries
+from ringlog.questdb.rollups import ROLLUPS
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
@@ -68,9 +69,15 @@ def empty(execute: Execute) -> None:
     for table in TABLES:
         execute(f"TRUNCATE TABLE {table}")
         wait_applied(execute, table, views=False)
+    # The server notices a truncated base on its own time, and then, filling one view, that of the view over it: a
+    # refresh that is asked for after the truncation was applied comes after that.
+    for rollup in ROLLUPS:
+        execute(f"REFRESH MATERIALIZED VIEW {rollup.view} FULL")
+        state = f"SELECT view_status FROM materialized_views() WHERE view_name = '{rollup.view}'"
+        wait_until(lambda state=state: execute(state) == [("valid",)], "the view to be filled anew")
+        wait_applied(execute, rollup.view, views=False)
 
     def all_valid() -> bool:
-        # The server notices a truncated base on its own time: a view may turn invalid again.
         states = execute("SELECT view_name, view_status FROM materialized_views()")
         for view, state in states:
             if state == "invalid":
