@@ -111,7 +111,7 @@ def read_recording(path: Path, on_broken: Callable[[int, str], None], containing
                 continue
             try:
                 yield _message(number, line)
-            except (ValueError, msgspec.MsgspecError) as error:
+            except (ValueError, TypeError, msgspec.MsgspecError) as error:
                 on_broken(number, str(error))
 
 
@@ -132,7 +132,12 @@ def _message(number: int, line: bytes) -> Message:
         trade = MarketTrade(data.s, data.t, price, quantity, data.m)
         return Message(number, envelope.stream, receive_us, event_us, trade=trade)
     if envelope.stream.endswith("@bookTicker"):
-        return Message(number, envelope.stream, receive_us, event_us, book=BookTop(float(data.b), float(data.a)))
+        if data.b is None or data.a is None:
+            raise ValueError("got a bookTicker without bid (b) or ask (a)")
+        bid, ask = float(data.b), float(data.a)
+        if not (0 < bid < float("inf") and 0 < ask < float("inf")):
+            raise ValueError(f"got bid {data.b} and ask {data.a}, wanted finite numbers above 0")
+        return Message(number, envelope.stream, receive_us, event_us, book=BookTop(bid, ask))
     return Message(number, envelope.stream, receive_us, event_us)
 
 

@@ -22,6 +22,7 @@ from ringlog.demo.lockstep import DONE, Lockstep
 from ringlog.demo.orphans import end_with_parent
 from ringlog.demo.plan import Plan
 from ringlog.demo.results import Result, counts_of, write
+from ringlog.postgres.transfer_fees import U64_MAX
 from ringlog.producer import Producer
 from ringlog.records import LatencySample
 from ringlog.redis import Cache, Connection, PoolState, PriceUpdate, Publisher, Topic
@@ -81,7 +82,7 @@ class _Quotes:
             return
         middle = self._book.middle
         self._first_price = self._first_price or middle
-        price = Decimal(repr(round(middle, 10)))
+        price = Decimal(repr(middle))
         symbol, now_us = self._plan.base, time.time_ns() // 1_000
         bid, ask = (Decimal(repr(side)) for side in (self._book.bid, self._book.ask))
         self._cache.set_prices({symbol: price, f"{symbol}.bid": bid, f"{symbol}.ask": ask}, now_us)
@@ -89,13 +90,18 @@ class _Quotes:
         self._cache.set_pool(
             PoolState(
                 address=self._plan.pool_address, base_token=self._tokens[0], quote_token=self._tokens[1],
-                base_reserve=int(base * 10**DECIMALS), quote_reserve=int(quote * 10**QUOTE_DECIMALS),
+                base_reserve=_units(base, DECIMALS), quote_reserve=_units(quote, QUOTE_DECIMALS),
                 price=price, fee_bps=FEE_BPS, slot=self._line,
             ),
             now_us,
         )  # fmt: skip
         self._publisher.offer(Topic.PRICE_UPDATES, symbol, PriceUpdate(symbol, price, now_us))
         self._written_line = self._line
+
+
+def _units(amount: float, decimals: int) -> int:
+    """Smallest units, of which a u64 must hold them all: the pool of a token that costs next to nothing is smaller."""
+    return min(int(amount * 10**decimals), U64_MAX)
 
 
 def run(plan: Plan, lines: Any, is_started: Any, is_stopped: Any) -> None:

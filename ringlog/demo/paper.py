@@ -113,7 +113,8 @@ class PaperExecutor:
         for trader in self.traders:
             trader.config = self._config(trader.trader_id)
             self._observe(trader, market.middle)
-        price, quantity = Decimal(repr(trade.price)), Decimal(repr(trade.quantity))
+        # An exchange may give more digits than the token has: balances are in whole units of it.
+        price, quantity = Decimal(repr(trade.price)), round(Decimal(repr(trade.quantity)), self._token.decimals)
         action: Action = "sell" if trade.is_buyer_maker else "buy"
         fee = self._token.transfer_fee_config
         transfer_fee = fee.epoch_fee(EPOCH) if fee else None
@@ -263,7 +264,7 @@ def _token(tokens: Tokens, address: str) -> Token:
 
 def _threat(market: Market, order: Order, tolerance: float) -> Threat:
     """What the pool that the executor saw says of a sandwich."""
-    if market.pool is None:
+    if market.pool is None or not order.quantity:
         return Threat(0.0, 0.0)
     fee = market.pool.fee_bps / ONE_IN_BASIS_POINTS
     reserves = Reserves(market.pool.quote_reserve / 1e6, market.pool.base_reserve / 10**DECIMALS, fee)

@@ -30,6 +30,7 @@ from ringlog.settings import Settings
 
 LANES_OF_AN_EXECUTOR = len(paper.RECORDS)
 PROBE_SECONDS = 0.1  # the session is no benchmark: its parts are to have the machine
+EXECUTORS_MAX = 16
 OTHER_LANES = 4  # the market's, the monitor's two, the simulator's
 
 
@@ -37,6 +38,9 @@ def run_paper_session(
     options: Options, found: Survey, settings: Settings, instance: Instance, directory: Path, view: View, before: Lanes
 ) -> tuple[Stage, SessionReport]:
     """Trades the recording, and waits until all of it is stored and simulated. Raises RinglogError."""
+    if options.producers > EXECUTORS_MAX:
+        view.note(f"the session has {EXECUTORS_MAX} executors: more would need more connections than PostgreSQL has")
+        options = msgspec.structs.replace(options, producers=EXECUTORS_MAX)
     results = directory / "session"
     results.mkdir(mode=0o700)
     plan = _plan(options, found, settings, results)

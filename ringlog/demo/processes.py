@@ -32,7 +32,7 @@ class Processes:
         if failed:
             raise RinglogError(f"the demo's processes: got exit statuses {failed}, wanted 0; the error is above")
 
-    def wait_until(self, condition: Callable[[], bool], what: str, timeout_seconds: float = 60.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout_seconds: float = 120.0) -> None:
         """Raises RinglogError where a process fails first, or after `timeout_seconds`."""
         deadline = time.monotonic() + timeout_seconds
         while not condition():

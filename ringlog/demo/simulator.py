@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
 
 def simulated(trade: Trade, decision: Decision, seed: int) -> Outcome:
     """One trade's expected and actual loss. The pool's x * y is the one that the executor saw."""
-    if decision.pool is None or not trade.base_amount:
+    if decision.pool is None or not min(decision.pool) or not trade.base_amount:
         return Outcome(0.0, 0.0, 0.0, False)
     base, quote = decision.pool[0] / 10**DECIMALS, decision.pool[1] / 10**QUOTE_DECIMALS
     seen = Pool(quote, base, FEE_BPS / ONE_IN_BASIS_POINTS)

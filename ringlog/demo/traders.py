@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -12,6 +12,8 @@ from ringlog.demo.holdings import ONE_IN_BASIS_POINTS, Action, Holding
 from ringlog.postgres import OrderRule, TraderConfig, evaluate
 
 EXIT_SHARE = Decimal("0.9")  # of what a rule has to sell: the market's next sales rarely add up to it exactly
+
+_PRICE = Context(prec=20)
 
 Limit = Literal["disabled", "exiting", "trade_max", "slippage_max_bps", "daily_loss_max", "position_max", "holding"]
 
@@ -83,16 +85,18 @@ class Trader:
     def rule_to_arm(self, token: str, order: Order) -> OrderRule | None:
         """The rule for what `order` bought, one at a time: stop-loss and take-profit around its price."""
         settings = self.config.settings
-        if self.rule is not None or order.action == "sell" or "stop_loss_bps" not in settings:
+        if self.rule is not None or order.action == "sell" or not order.moved or "stop_loss_bps" not in settings:
             return None
         entry = order.price
+        stop = 1 - Decimal(settings["stop_loss_bps"]) / ONE_IN_BASIS_POINTS
+        profit = 1 + Decimal(settings["take_profit_bps"]) / ONE_IN_BASIS_POINTS
         return OrderRule(
             trader_id=self.trader_id,
             token=token,
             quantity=order.moved,
             entry_price=entry,
-            stop_loss=round(entry * (1 - Decimal(settings["stop_loss_bps"]) / ONE_IN_BASIS_POINTS), 8),
-            take_profit=round(entry * (1 + Decimal(settings["take_profit_bps"]) / ONE_IN_BASIS_POINTS), 8),
+            stop_loss=entry * stop,
+            take_profit=entry * profit,
             take_profit_trailing_bps=settings["trailing_bps"],
         )
 
@@ -121,7 +125,7 @@ class Trader:
         if self._sold < self._to_sell:
             return None
         self.rule = None
-        return round(self._proceeds / self._sold, 8)
+        return _PRICE.divide(self._proceeds, self._sold)
 
 
 def allocate(traders: Sequence[Trader], order: Order) -> tuple[Trader, list[Limit]]:

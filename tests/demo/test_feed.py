@@ -50,6 +50,9 @@ def test_a_spot_book_ticker_has_no_event_time(tmp_path: Path) -> None:
         (b'1723161254087896568 {"stream":"x@trade","data":{"e":"trade","s":"X","t":1}}\n', "without price"),
         (b'1723161254087896568 {"stream":"x@trade","data":{"e":"trade","s":"X","p":"nan","q":"1"}}\n', "finite"),
         (b'1723161254087896568 {"stream":"x@trade","data":{"e":"trade","s":"X","p":"1,5","q":"1"}}\n', "1,5"),
+        (b'1723161254087896568 {"stream":"x@bookTicker","data":{"s":"X","b":"1"}}\n', "without bid"),
+        (b'1723161254087896568 {"stream":"x@bookTicker","data":{"s":"X","b":"0","a":"1"}}\n', "bid 0"),
+        (b'1723161254087896568 {"stream":"x@bookTicker","data":{"s":"X","b":[],"a":"1"}}\n', "list"),
     ],
 )
 def test_a_broken_line_is_named_and_the_rest_goes_on(tmp_path: Path, line: bytes, reason: str) -> None:
