@@ -22,7 +22,7 @@ from ringlog.servers import PostgresServer, QuestDBServer
 SPOT = Path(__file__).parents[2].parent / "shared" / "data" / "binance-spot-btcusdt-20240808.gz"
 pytestmark = pytest.mark.skipif(not SPOT.exists(), reason=f"the recordings are not beside the checkout ({SPOT.name})")
 TRADES = 9757
-EXECUTORS = 3
+EXECUTORS = 2
 # The session's configuration, written down a second time.
 TRADE_MAX = {"scalper": 500, "swing": 5_000}
 POSITION_MAX = {"scalper": 2_000, "swing": 20_000}
