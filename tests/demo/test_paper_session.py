@@ -67,7 +67,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     command = [sys.executable, "-m", "ringlog", "demo", "--json", "--input", str(SPOT), "--rate", "max"]
     done = subprocess.run(
         [*command, "--producers", str(EXECUTORS), "--keep", str(kept)],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -86,7 +86,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     return Session(kept, json.loads(done.stdout), rows, rules)
 
 
-pytestmark = [pytestmark, pytest.mark.timeout(400)]  # the fixture's run is part of the first test
+pytestmark = [pytestmark, pytest.mark.timeout(600)]  # the fixture's run is part of the first test
 
 
 def trade_id(row: dict[str, Any]) -> int:
