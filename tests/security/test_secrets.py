@@ -116,7 +116,7 @@ def test_no_secret_shows_wherever_things_fail(
             writer.send_signal(signal.SIGTERM)
             writer.wait(20)
     text = log.read_bytes()
-    assert b"write failed" in text
+    assert b"failures=1" in text
     assert shows(text) == []
     assert {path.name: shows(path.read_bytes()) for path in files_below(Path(unreachable.runtime_dir))} == {
         path.name: [] for path in files_below(Path(unreachable.runtime_dir))
