@@ -29,6 +29,7 @@ COMMANDS = {
     "query": ("ringlog.cli.query:query", "Run SQL on QuestDB and print or save what it gives."),
     "retention": ("ringlog.cli.retention:retention", "Plan or run the cut to the last 30 days, with an audit."),
     "tap": ("ringlog.cli.tap:tap", "Show records as they are appended, without consuming them."),
+    "top": ("ringlog.cli.top:top", "Watch producers, lanes, the writer, spool, disks and servers."),
     "trades": ("ringlog.cli.query:trades", "The last trades, of a trader, mode, action, token or MEV status."),
     "writer": ("ringlog.cli.writer:writer", "Drain the instance's lanes into QuestDB, in the foreground."),
     "up": ("ringlog.cli.servers:up", "Start the embedded servers in the background."),

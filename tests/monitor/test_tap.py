@@ -288,7 +288,7 @@ def test_the_command_shows_count_records_that_meet_its_conditions(lane_settings:
 
 
 def test_the_command_refuses_a_wrong_field_and_ends_with_its_reader(lane_settings: Settings) -> None:
-    """A field that no record has ends the tap with exit 1 and the names there are; a reader that leaves ends it quietly."""
+    """A field that no record has ends it with exit 1, naming those there are; a reader that leaves ends it."""
     with appending(lane_settings) as more:
         process = command(lane_settings, "tap", "samples", "--where", "nmber=1")
         _, errors = until_ended(process, more)

@@ -1,0 +1,283 @@
+"""One look at an instance: writer, producers and their lanes, spool, disks. Read from shared memory and files alone.
+
+Nothing is written, made or locked, so it works whoever is down, and costs the producers nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ringlog.errors import LaneError, SegmentRefused
+from ringlog.lanes.board import Board
+from ringlog.lanes.claims import Card, cards
+from ringlog.lanes.instance import Instance
+from ringlog.lanes.locks import is_locked
+from ringlog.lanes.segments import MappedSegment, SegmentBlank
+from ringlog.lanes.views import LaneView
+from ringlog.layout import LaneState, Refused
+from ringlog.monitor.probes import ServerFigures
+from ringlog.monitor.rows import time_of
+from ringlog.pressure import Level, Thresholds
+from ringlog.settings import Settings
+
+STALLED_SECONDS = 3.0  # a writer's ticks are at most 1 s apart, and a slow encoding lies between
+
+
+class LaneFigures(msgspec.Struct):
+    """One lane. Rates are records/s since the look before; `lag_s` is the age of its oldest unconfirmed record.
+
+    `owner`: `alive`; `dead` (gone without closing, not adopted yet); `adopted` (the writer drains what is left);
+    `left` (closed in order). `trouble` says why a lane could not be looked at.
+    """
+
+    lane: str
+    record: str
+    table: str
+    pid: int
+    owner: str
+    age_s: float
+    size_bytes: int
+    capacity: int = 0
+    accepted: int = 0
+    confirmed: int = 0
+    waiting: int = 0
+    fill: float = 0.0
+    rate: float = 0.0
+    confirm_rate: float = 0.0
+    refused: dict[str, int] = {}
+    refuse_rate: float = 0.0
+    idle_s: float | None = None
+    lag_s: float | None = None
+    trouble: str = ""
+
+
+class WriterFigures(msgspec.Struct):
+    """The writer: `running`, `stalled` (alive, but no tick lately), `stopped`, or `absent` (none ever ran here).
+
+    `figures` is what it last said of itself (see `Writer._publish_status`); empty if it never did.
+    """
+
+    state: str
+    beat_age_s: float | None
+    rate: float
+    lag_s: float
+    figures: dict[str, Any]
+
+
+class DiskFigures(msgspec.Struct):
+    """Free space where something must be written: `ok`, `warn` (low) or `refuse` (producers are, or soon will be)."""
+
+    what: str
+    path: str
+    free_bytes: int
+    total_bytes: int
+    level: str
+
+
+class SpoolFigures(msgspec.Struct):
+    """Bytes of the spool's files, and the cap."""
+
+    bytes: int
+    bytes_max: int
+
+
+class Snapshot(msgspec.Struct):
+    """One look. `accepting` is what the board tells producers, `reason` why not."""
+
+    time: str
+    runtime_dir: str
+    accepting: bool
+    reason: str
+    writer: WriterFigures
+    lanes: list[LaneFigures]
+    lane_bytes: int
+    lane_bytes_max: int
+    spool: SpoolFigures
+    disks: list[DiskFigures]
+    servers: list[ServerFigures] = []
+
+    @property
+    def rate(self) -> float:
+        """Records/s accepted by all lanes."""
+        return sum(lane.rate for lane in self.lanes)
+
+    @property
+    def waiting(self) -> int:
+        return sum(lane.waiting for lane in self.lanes)
+
+    @property
+    def refused(self) -> int:
+        """Records refused by lanes that are still there."""
+        return sum(sum(lane.refused.values()) for lane in self.lanes)
+
+
+class _Watched:
+    """A lane's mapping, and its counts at the last look."""
+
+    def __init__(self, card: Card) -> None:
+        self.segment = MappedSegment(card.segment)
+        try:
+            self.view = LaneView(card.segment, self.segment.memory, card.lane)
+        except BaseException:
+            self.segment.close()
+            raise
+        self.counts: tuple[float, int, int, int] | None = None
+
+    def close(self) -> None:
+        self.view.close()
+        self.segment.close()
+
+
+class Observer:
+    """Looks at an instance again and again; rates are between two looks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._instance = Instance(settings)
+        self._watched: dict[int, _Watched] = {}
+        self._rows: tuple[float, int] | None = None
+        self._rate = 0.0
+
+    def look(self) -> Snapshot:
+        """The instance now. Raises SegmentRefused where its board is of another layout version."""
+        now_us = time.time_ns() // 1000
+        found = cards(self._instance)
+        for gone in self._watched.keys() - {card.lane for card in found}:
+            self._watched.pop(gone).close()
+        lanes = [self._lane(card, now_us) for card in found]
+        board = Board.look(self._instance)
+        beat_us = board.beat_us if board else 0
+        figures = _status_of(board)
+        reason = board.reason.name.lower() if board else "accepting"
+        if board is not None:
+            board.segment.close()
+        return Snapshot(
+            time=time_of(now_us),
+            runtime_dir=str(self._instance.runtime_dir),
+            accepting=reason == "accepting",
+            reason=reason,
+            writer=self._writer(beat_us, figures, now_us, max((lane.lag_s or 0.0 for lane in lanes), default=0.0)),
+            lanes=lanes,
+            lane_bytes=sum(card.size_bytes for card in found),
+            lane_bytes_max=self._settings.lane_bytes_max,
+            spool=SpoolFigures(spool_bytes(self._settings.spool_path), self._settings.spool_bytes_max),
+            disks=disks(self._settings),
+        )
+
+    def _lane(self, card: Card, now_us: int) -> LaneFigures:
+        owned = is_locked(self._instance.lock_path(card.lane))
+        figures = LaneFigures(
+            lane=f"{card.lane:016x}",
+            record=card.record,
+            table=card.table,
+            pid=card.owner_pid,
+            owner="alive" if owned else "dead",
+            age_s=max(now_us - card.claimed_at_us, 0) / 1e6,
+            size_bytes=card.size_bytes,
+        )
+        try:
+            watched = self._watched.get(card.lane) or _Watched(card)
+        except FileNotFoundError:
+            figures.trouble = "its segment is gone"
+        except SegmentBlank:
+            figures.trouble = "its claim is not complete"
+        except LaneError as error:
+            figures.trouble = str(error)
+        else:
+            self._watched[card.lane] = watched
+            _fill(figures, watched, now_us, owned=owned)
+        return figures
+
+    def _writer(self, beat_us: int, figures: dict[str, Any], now_us: int, lag_s: float) -> WriterFigures:
+        beat_age = max(now_us - beat_us, 0) / 1e6 if beat_us else None
+        if is_locked(self._instance.lease_path):
+            state = "running" if beat_age is not None and beat_age < STALLED_SECONDS else "stalled"
+        else:
+            state = "absent" if beat_age is None else "stopped"
+        rows = int(figures.get("rows", 0))
+        now = now_us / 1e6
+        if state != "running" or (self._rows is not None and rows < self._rows[1]):
+            self._rows, self._rate = None, 0.0
+        elif self._rows is None:
+            self._rows = (now, rows)
+        elif now - self._rows[0] >= 1.5:
+            self._rate = (rows - self._rows[1]) / (now - self._rows[0])
+            self._rows = (now, rows)
+        return WriterFigures(state, beat_age, self._rate, lag_s, figures)
+
+    def close(self) -> None:
+        for watched in self._watched.values():
+            watched.close()
+        self._watched.clear()
+
+
+def _fill(figures: LaneFigures, watched: _Watched, now_us: int, *, owned: bool) -> None:
+    view = watched.view
+    state = view.state
+    if state != LaneState.OPEN:
+        figures.owner = "left" if state == LaneState.CLOSED else "adopted"
+    elif not owned:
+        figures.owner = "dead"
+    tail, head = view.tail, view.head  # in this order: the difference is never negative
+    figures.capacity, figures.accepted, figures.confirmed = view.capacity, head, tail
+    figures.waiting = max(min(head - tail, view.capacity), 0)
+    figures.fill = figures.waiting / view.capacity
+    figures.refused = {reason.name.lower(): n for reason, n in zip(Refused, view.refused, strict=True) if n}
+    refused = sum(figures.refused.values())
+    if head:
+        last = view.timestamp_us(head - 1)
+        figures.idle_s = None if last is None else max(now_us - last, 0) / 1e6
+    if head > tail:
+        oldest = view.timestamp_us(tail)
+        figures.lag_s = None if oldest is None else max(now_us - oldest, 0) / 1e6
+    now = time.monotonic()
+    if watched.counts is not None and now > watched.counts[0]:
+        before, accepted, confirmed, refusals = watched.counts
+        seconds = now - before
+        figures.rate = (head - accepted) / seconds
+        figures.confirm_rate = (tail - confirmed) / seconds
+        figures.refuse_rate = (refused - refusals) / seconds
+    watched.counts = (now, head, tail, refused)
+
+
+def _status_of(board: Board | None) -> dict[str, Any]:
+    status = board.read_status() if board is not None else b""
+    try:
+        return msgspec.json.decode(status, type=dict[str, Any]) if status else {}
+    except msgspec.MsgspecError as error:
+        raise SegmentRefused(f"board: got a status that is none ({error}), wanted JSON") from None
+
+
+def spool_bytes(path: Path) -> int:
+    """All files of the tables' spools together; 0 where there are none."""
+    total = 0
+    for file in (path / "tables").glob("*/*"):
+        with contextlib.suppress(OSError):
+            total += file.stat().st_size
+    return total
+
+
+def disks(settings: Settings) -> list[DiskFigures]:
+    """The disks of spool and server (where it is local), and shared memory."""
+    limits = Thresholds.of_disk(settings.disk_free_bytes_min)
+    places = [("spool", str(settings.spool_path))]
+    if settings.questdb_data_dir:
+        places.append(("server", settings.questdb_data_dir))
+    found = [_disk(what, path, limits) for what, path in places]
+    if Path("/dev/shm").is_dir():  # noqa: S108 (asked for its free space only)
+        found.append(_disk("shared memory", "/dev/shm", Thresholds(1 << 20, 1 << 20, 16 << 20)))  # noqa: S108
+    return found
+
+
+def _disk(what: str, path: str, limits: Thresholds) -> DiskFigures:
+    place = Path(path).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent  # not made yet: it will be on this disk
+    usage = shutil.disk_usage(place)
+    return DiskFigures(what, path, usage.free, usage.total, limits.next(Level.OK, usage.free).name.lower())
