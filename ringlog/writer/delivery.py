@@ -124,7 +124,8 @@ class Delivery:
         since = self._sending_since
         if since is not None and time.monotonic() - since > SEND_SECONDS_MAX:
             self._hang()
-        pending: list[Future[Any]] = [entry.future for entry in self._sent if not entry.future.done()]
+        # Those of a table that was given up too: while they hold the room, waiting for them is all there is to do.
+        pending: list[Future[Any]] = [future for future in self._under_way if not future.done()]
         if self._asked is not None:
             pending.append(self._asked[0])
         if pending and timeout_seconds > 0:
