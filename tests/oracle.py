@@ -11,10 +11,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 BLOCK = 64  # records between two lines of the log: a line is a system call
 NUMBERS_PER_PRODUCER = 10**12
@@ -75,6 +77,35 @@ class Verdict:
         return " ".join(parts)
 
 
+@dataclasses.dataclass
+class Stored:
+    """The rows of one table: `number`, `lane` and `seq` (int64, one a row), and the numbers whose payload is wrong."""
+
+    number: NDArray[np.int64]
+    lane: NDArray[np.int64]
+    seq: NDArray[np.int64]
+    altered: list[int]
+
+
+def judged(accepted: NDArray[np.int64], attempted: NDArray[np.int64], tables: Sequence[Stored]) -> Verdict:
+    """What tables hold against the numbers that producers logged.
+
+    Several tables are generations of one that was dropped and made again: a record may be in more than one of them,
+    but never twice in the same.
+    """
+    verdict = Verdict(len(accepted), sum(len(table.number) for table in tables), [], [], [], [], [])
+    for table in tables:
+        numbers, counts = np.unique(table.number, return_counts=True)
+        keys, key_counts = np.unique(np.stack([table.lane, table.seq], 1), axis=0, return_counts=True)
+        verdict.doubled += numbers[counts > 1].tolist()
+        verdict.doubled_keys += [(lane, seq) for lane, seq in keys[key_counts > 1].tolist()]
+        verdict.invented += np.setdiff1d(numbers, attempted).tolist()
+        verdict.altered += sorted(table.altered)
+    stored = np.concatenate([np.empty(0, np.int64), *(table.number for table in tables)])
+    verdict.lost = np.setdiff1d(accepted, stored).tolist()
+    return verdict
+
+
 class Oracle:
     """Reads the producers' logs of a directory and judges rows of (number, text, lane, seq)."""
 
@@ -91,23 +122,15 @@ class Oracle:
 
     def judge(self, rows: Iterable[tuple[int, str, int, int]]) -> Verdict:
         """The verdict on all rows of the table."""
-        numbers: Counter[int] = Counter()
-        keys: Counter[tuple[int, int]] = Counter()
-        altered = []
-        for number, text, lane, seq in rows:
-            numbers[number] += 1
-            keys[lane, seq] += 1
-            if text != payload(number):
-                altered.append(number)
-        return Verdict(
-            accepted=len(self.accepted),
-            stored=numbers.total(),
-            lost=sorted(self.accepted - numbers.keys()),
-            invented=sorted(numbers.keys() - self.attempted),
-            altered=sorted(altered),
-            doubled=sorted(number for number, count in numbers.items() if count > 1),
-            doubled_keys=sorted(key for key, count in keys.items() if count > 1),
-        )
+        found = list(rows)
+        keys = np.array([(number, lane, seq) for number, _, lane, seq in found], np.int64).reshape(-1, 3)
+        altered = [number for number, text, _, _ in found if text != payload(number)]
+        table = Stored(keys[:, 0], keys[:, 1], keys[:, 2], altered)
+        return judged(_numbers(self.accepted), _numbers(self.attempted), [table])
+
+
+def _numbers(members: set[int]) -> NDArray[np.int64]:
+    return np.fromiter(members, np.int64, len(members))
 
 
 # What a producing child runs after lane_samples.PRELUDE: arguments are set by `produce`.

@@ -1,7 +1,12 @@
 """The writer under torture, as it is or with one known bug planted; and the bug that is planted in producers.
 
 A disk that loses what was not fsynced is part of it: every fsync of the spool is noted in a file, so that the torture
-can cut files back to what was safe when it kills the writer together with "the power of the disk".
+can cut files back to what was safe when it kills the writer together with "the power of the disk". Contents alone are
+cut: names that no fsync of their directory kept are for the spool's own tests, and for the simulation.
+
+A full disk is part of it too: the torture sets the kernel's limit on the size of the writer's files (RLIMIT_FSIZE,
+which needs no root), writes beyond it fail in the kernel with EFBIG, and here that is named ENOSPC, as on a disk
+without room.
 """
 
 from __future__ import annotations
@@ -13,12 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ringlog.disk import System
 from ringlog.layout import HEAD_OFFSET
 from ringlog.producer import Appender
 from ringlog.ring import store
+from ringlog.sinks import Receipt, Request
 from ringlog.writer.delivery import Delivery, Settled
 
 BUGS = ("early-tail", "dedup-off", "seq-reuse", "skipped-fsync", "204-is-applied", "live-lane-adopted")
@@ -38,20 +42,22 @@ def note_fsyncs(path: str, *, skip: bool) -> None:
     System.fsync = noted  # type: ignore[method-assign]
 
 
-def fill_disk(flags_path: str, word: int) -> None:
-    """Lets nothing grow on the writer's disk while that word of the flags is set."""
-    flags = np.memmap(flags_path, np.int64, "r")
-    write, allocate = System.write, System.allocate
+def full_disk() -> None:
+    """Writes that the kernel refuses for the limit on file sizes fail as they would on a full disk."""
 
-    def checked(call: Callable[..., Any]) -> Callable[..., Any]:
-        def method(self: System, descriptor: int, *arguments: Any) -> Any:
-            if flags[word]:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return call(self, descriptor, *arguments)
+    def renamed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def attempt(*arguments: Any) -> Any:
+            try:
+                return call(*arguments)
+            except OSError as error:
+                if error.errno == errno.EFBIG:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+                raise
 
-        return method
+        return attempt
 
-    System.write, System.allocate = checked(write), checked(allocate)  # type: ignore[method-assign]
+    for name in ("write", "allocate"):
+        setattr(System, name, renamed(getattr(System, name)))
 
 
 def cut_unsynced(notes: Path, spool: Path) -> int:
@@ -82,10 +88,12 @@ def plant_in_writer(bug: str) -> None:
         Delivery.submit = early  # type: ignore[method-assign]
     elif bug == "204-is-applied":
         from ringlog.questdb.sink import QuestdbSink
-        from ringlog.questdb.tables import statuses
 
-        # Neither the log nor the table is looked at: whoever said 204 is believed.
-        QuestdbSink._acknowledged = lambda self, verified: statuses(self.connection)[verified.layout.table]  # type: ignore[method-assign]
+        def believed(self: QuestdbSink, request: Request) -> Receipt:
+            self._sender.flush(request.body, clear=False)
+            return Receipt(request.layout.table, request.rows, 0, 0)
+
+        QuestdbSink.send = believed  # type: ignore[method-assign]
         QuestdbSink.confirm = lambda _self, receipts: [True] * len(receipts)  # type: ignore[method-assign]
     elif bug == "dedup-off":
         from ringlog.questdb import tables
@@ -118,11 +126,9 @@ def plant_in_producer(bug: str, appender: Appender) -> Callable[[int], None]:
 
 
 if __name__ == "__main__":
-    from torture.producer import DISK_FULL
-
-    note_fsyncs(sys.argv[1], skip=sys.argv[3] == "skipped-fsync")
-    fill_disk(sys.argv[2], DISK_FULL)
-    plant_in_writer(sys.argv[3])
+    note_fsyncs(sys.argv[1], skip=sys.argv[2] == "skipped-fsync")
+    full_disk()
+    plant_in_writer(sys.argv[2])
     from ringlog.cli.writer import writer
 
     writer([])

@@ -24,7 +24,7 @@ from torture.attempts import (
 )
 from torture.planted import plant_in_producer
 
-STOP, DELIBERATE, DISK_FULL = range(3)  # words of the flags
+STOP, DELIBERATE = 0, 1
 
 
 def run(runtime_dir: str, log: str, flags_path: str, producer: int, rate: float, plant: str) -> None:

@@ -1,13 +1,13 @@
-"""The oracle: accepted is in the table, the table is in attempted, payloads are equal, keys are unique."""
+"""What the torture's tables hold, for the oracle: keys, and whether every field is what its number says."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import psycopg
+from oracle import NUMBERS_PER_PRODUCER, Stored, Verdict, judged
 
 from torture.attempts import ATTEMPTED, Attempts, payload
 
@@ -16,47 +16,38 @@ COLUMNS = (
     "executed_price", "transaction_fee", "priority_fee", "expected_slippage", "actual_slippage", "mev_status",
     "mev_protected", "transfer_fees", "tx_signature", "metadata",
 )  # fmt: skip
+PREFIX = "torture-"
+PARTS = 16  # a table is read in so many parts: its rows as Python objects would take gigabytes
 
 
-@dataclasses.dataclass
-class Judgement:
-    accepted: int = 0
-    stored: int = 0
-    lost: int = 0
-    duplicated: int = 0
-    altered: int = 0
-    foreign: int = 0  # rows that no producer attempted
+def judge(connection: psycopg.Connection[Any], logs: Mapping[int, Attempts], tables: list[str]) -> Verdict:
+    """The oracle's verdict on `tables`, the generations of one.
 
-    @property
-    def is_clean(self) -> bool:
-        return self.lost == self.duplicated == self.altered == self.foreign == 0
+    A producer's log names each attempt that was accepted; of the others only the last may be stored, by a producer
+    that was killed between append and log.
+    """
+    nothing = np.empty(0, np.int64)
+    accepted = np.concatenate([nothing, *(p * NUMBERS_PER_PRODUCER + log.entries[:, 2] for p, log in logs.items())])
+    last = [p * NUMBERS_PER_PRODUCER + int(log.words[ATTEMPTED]) - 1 for p, log in logs.items() if log.words[ATTEMPTED]]
+    attempted = np.concatenate([accepted, np.array(last, np.int64)])
+    return judged(accepted, attempted, [stored(connection, table) for table in tables])
 
 
-def judge(connection: psycopg.Connection[Any], logs: Mapping[int, Attempts]) -> Judgement:
-    """Compares every stored row with what its producer attempted, and every acceptance with the stored rows."""
-    judgement = Judgement()
-    stored: dict[tuple[int, int], int] = {}
-    cursor = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM trades", binary=True)
-    for row in cursor:
-        judgement.stored += 1
-        key = (row[0], row[1])
-        if key in stored:
-            judgement.duplicated += 1
-        producer, number = int(row[2].removeprefix("torture-")), row[10]
-        stored[key] = number
-        log = logs.get(producer)
-        if log is None or not 0 <= number < log.words[ATTEMPTED]:
-            judgement.foreign += 1
-        elif row[2:] != payload(producer, number):
-            judgement.altered += 1
-    for log in logs.values():
-        for lane, seq, number in np.asarray(log.entries).tolist():
-            judgement.accepted += 1
-            found = stored.pop((lane, seq), None)
-            if found is None:
-                judgement.lost += 1
-            elif found != number:
-                judgement.altered += 1
-    # What is left was attempted, accepted, and its producer killed before it could write so down: one each at most.
-    judgement.foreign += max(0, len(stored) - len(logs))
-    return judgement
+def stored(connection: psycopg.Connection[Any], table: str) -> Stored:
+    """Every row of a table, its payload compared with what its number says, field by field."""
+    keys: list[tuple[int, int, int]] = []
+    altered = []
+    for part in range(PARTS):
+        query = f"SELECT {', '.join(COLUMNS)} FROM {table} WHERE lane % {PARTS} = {part}"
+        for row in connection.execute(query, binary=True):
+            trader = row[2].removeprefix(PREFIX) if row[2] else ""
+            producer = int(trader) if trader.isdigit() else -1
+            number = producer * NUMBERS_PER_PRODUCER + (row[10] if row[10] is not None else -1)
+            keys.append((number, row[0], row[1]))
+            if row[2:] != payload(producer, row[10]):
+                altered.append(number)
+    found = np.array(keys, np.int64).reshape(-1, 3)
+    (count,) = connection.execute(f"SELECT count() FROM {table}").fetchone() or (0,)
+    if count != len(found):
+        raise AssertionError(f"{table}: got {len(found)} rows by their lanes, wanted {count}: some have no lane")
+    return Stored(found[:, 0], found[:, 1], found[:, 2], altered)

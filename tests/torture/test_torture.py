@@ -23,7 +23,7 @@ def test_a_planted_bug_is_caught(bug: str) -> None:
     """The oracle catches every known bug within three runs: so its silence means something."""
     reports = []
     for seed in (1, 2, 3):
-        reports.append(torture(seconds=40.0, seed=seed, plant=bug, producers=4, rate=2_000.0))
+        reports.append(torture(seconds=75.0, seed=seed, plant=bug, producers=4, rate=2_000.0))
         if not reports[-1]["is_clean"]:
             return
     pytest.fail(f"{bug} was not caught: {reports}")
