@@ -73,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout_ms: int = 1_000
     confirm_timeout_ms: int = 5_000
 
+    metrics_port: int = 0  # the writer serves Prometheus metrics on this port of 127.0.0.1; 0: not at all
+
     # Spool and pressure
     spool_bytes_max: int = 4 * 1024 * 1024 * 1024
     disk_free_bytes_min: int = 256 * 1024 * 1024

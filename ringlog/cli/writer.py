@@ -6,14 +6,17 @@ import logging
 import os
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ringlog.cli import FAILED
-from ringlog.errors import ServerUnavailable
+from ringlog.errors import ConfigurationError, ServerUnavailable
 from ringlog.settings import Settings
 from ringlog.sinks import Cuts, Mirror
+
+if TYPE_CHECKING:
+    from ringlog.monitor.metrics import MetricsServer
 
 
 @click.command("writer")
@@ -38,6 +41,7 @@ def writer(verbose: bool, **flags: Any) -> None:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     settings = Settings.from_environment(**flags)
+    metrics = _metrics(settings)
     process = Writer(settings, QuestdbSink(settings), _mirror(settings), _cuts(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop())
@@ -47,6 +51,21 @@ def writer(verbose: bool, **flags: Any) -> None:
         click.echo(f"ringlog: {error}", err=True)
         logging.shutdown()
         os._exit(FAILED)
+    finally:
+        if metrics is not None:
+            metrics.close()
+
+
+def _metrics(settings: Settings) -> MetricsServer | None:
+    """Prometheus metrics on threads of their own, which read shared memory and nothing of the writer's."""
+    if not settings.metrics_port:
+        return None
+    try:
+        from ringlog.monitor.metrics import MetricsServer
+    except ImportError:
+        wanted = "pip install 'ringlog[metrics]'"
+        raise ConfigurationError(f"RINGLOG_METRICS_PORT: got {settings.metrics_port}, wanted {wanted} first") from None
+    return MetricsServer(settings, settings.metrics_port)
 
 
 def _cuts(settings: Settings) -> Cuts | None:
