@@ -183,7 +183,7 @@ static int decoder_init(Decoder *self, PyObject *args, PyObject *kwargs)
         Column *column = &self->columns[i];
         PyObject *minimum, *maximum;
         unsigned int offset, width;
-        if (!PyArg_ParseTuple(PyTuple_GetItem(fields, i), "iIIpOO", &column->kind, &offset, &width, &column->nullable, &minimum,
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(fields, i), "iIIpOO", &column->kind, &offset, &width, &column->nullable, &minimum,
                               &maximum))
             return -1;
         uint64_t end = (uint64_t)offset + width + (column->kind >= SYMBOL ? 2 : 0);
@@ -245,7 +245,7 @@ static int outputs_open(Decoder *self, PyObject *tuple, Output *outputs, Py_ssiz
         Output *output = &outputs[i];
         PyObject *item = PyTuple_GetItem(tuple, i);
         int text = column->kind >= VARCHAR;
-        PyObject *values = text ? PyTuple_GetItem(item, 0) : item;
+        PyObject *values = item && text ? PyTuple_GetItem(item, 0) : item;
         if (!values || PyObject_GetBuffer(values, &output->values, PyBUF_WRITABLE) < 0)
             goto failed_before;
         Py_ssize_t item_bytes = column->kind < BOOLEAN ? 8 : column->kind == BOOLEAN ? 1 : 4;

@@ -899,11 +899,11 @@ static void appender_write_default(const Appender *self, const Field *field, uns
 /* Where each keyword goes; -1 with an exception where a name is unknown. */
 static int appender_resolve(Appender *self, PyObject *names)
 {
-    Py_ssize_t count = PyTuple_Size(names);
+    Py_ssize_t count = PyTuple_GET_SIZE(names);
     if (count > FIELDS_MAX)
         goto unknown;
     for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *name = PyTuple_GetItem(names, i);
+        PyObject *name = PyTuple_GET_ITEM(names, i);
         int place = 0;
         while (place < self->count && self->fields[place].name != name)
             place++;
@@ -947,7 +947,7 @@ static void appender_complain(Appender *self, Py_ssize_t given, PyObject *names)
    are, and have defaults; -1: an exception is set. */
 static int appender_arrange(Appender *self, PyObject *const *args, Py_ssize_t given, PyObject *names, PyObject **values)
 {
-    Py_ssize_t named = names ? PyTuple_Size(names) : 0;
+    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
     if (given > self->count)
         goto wrong;
     if (named && names != self->last_names && appender_resolve(self, names) < 0)
