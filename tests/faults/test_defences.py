@@ -59,7 +59,7 @@ def test_without_its_defence_a_fault_is_seen(defence: dict[str, Any], tmp_path: 
     environment = {**os.environ, "PYTHONPATH": str(copy)}
     if "ring" in defence:
         environment["RINGLOG_RING"] = defence["ring"]
-    tiers = ["--root"] if defence.get("root") else []
+    tiers = ["--slow", *(["--root"] if defence.get("root") else [])]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rfE", "--timeout", "60", *tiers]
         + [f"tests/{test}" for test in defence["tests"]],

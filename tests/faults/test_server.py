@@ -175,6 +175,7 @@ def test_36_wrong_password(path: WholePath, caplog: pytest.LogCaptureFixture) ->
         path.require_exact()
 
 
+@pytest.mark.slow  # two starts of a server
 def test_37_read_only_server(path: WholePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is read-only (it answers 421) is no verdict on the rows: they are spooled until it takes writes."""
     path.server.kill()
