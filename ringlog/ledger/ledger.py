@@ -50,6 +50,7 @@ class Ledger:
         for lane, lost in self._accounts.lose_other_boots().items():
             self._tell_lost(lane, lost)
         self._compact()
+        self._met = set(self._accounts.lanes)
 
     def _load(self) -> None:
         content = self._directory.read(NAME) or b""
@@ -77,6 +78,13 @@ class Ledger:
         moved = [(lane, head) for lane, head in heads.items() if lane not in known or known[lane].head < head]
         if moved:
             self._write(Heads(table, self._boot_id, moved))
+
+    def meet(self, table: str, lane: int) -> None:
+        """Makes it durable that there is this lane, and in which boot: call it before its records outlive that boot."""
+        if lane not in self._met:
+            self._write(Heads(table, self._boot_id, [(lane, 0)]))
+            self.sync()
+            self._met.add(lane)
 
     def close_lane(self, table: str, lane: int, head: int) -> None:
         """The lane took its last record, and its segment may be unlinked once this returns: it is durable."""
@@ -107,8 +115,12 @@ class Ledger:
             on_disk.setdefault(span.lane, SeqSet()).add(span.first_seq, span.first_seq + span.rows)
             self._accounts.lane(span.lane, table, self._boot_id)
         for lane, members in on_disk.items():
+            account = self._accounts.lanes[lane]
+            account.head = max(account.head, members.end)  # accepted, though the power went before we had noted it
             spans = [Span(lane, start, end - start) for start, end in members]
-            self.record(Term.SPOOLED, self._accounts.lanes[lane].table, spans)
+            self.record(Term.SPOOLED, account.table, spans)
+            if account.boot_id != self._boot_id:
+                self._tell_lost(lane, self._accounts.lose(lane))
         destroyed: list[Span] = []
         for lane, state in self._accounts.lanes.items():
             found = on_disk.get(lane, SeqSet())
@@ -116,7 +128,7 @@ class Ledger:
             destroyed += [Span(lane, start, end - start) for start, end in parts]
         for span in destroyed:
             self.record(Term.QUARANTINED, self._accounts.lanes[span.lane].table, [span])
-        self.sync()
+        self._compact()  # heads and losses have no entries of their own
         return destroyed
 
     def enter_retried(self, table: str, delivered: Iterable[Span]) -> None:

@@ -121,6 +121,7 @@ class Refuge:
                 continue
             spans = [Span(run.lane, run.first_seq, run.rows) for run in runs]
             try:
+                self._ledger.meet(layout.table, lane.lane)
                 self.spool.append(layout, spans, [run.memory for run in runs])
                 self._ledger.record(Term.SPOOLED, layout.table, spans)
             except SpoolError as error:

@@ -241,3 +241,19 @@ def test_any_history(tmp_path_factory, operations, faults, crash_at, power_lost)
         path = disk.lose_power(path, root / "after")
     found = terms_of(open_ledger(path))
     assert found in histories[synced if power_lost else safe :]
+
+
+def test_what_a_reboot_left_in_the_spool_balances(tmp_path: Path) -> None:
+    """The power goes before the ledger's last entries are durable: the spool's records count, those before are lost.
+
+    Defence: `meet` before a lane is first spooled, and `reconcile` raising the heads of lanes of another boot.
+    """
+    ledger = open_ledger(tmp_path / "spool", "boot-1")
+    ledger.meet("trades", 7)
+    ledger.close()
+    ledger = open_ledger(tmp_path / "spool", "boot-2")
+    assert ledger.reconcile([("trades", Span(7, 10, 5))]) == []
+    for again in (ledger, open_ledger(tmp_path / "spool", "boot-2")):
+        balance = again.balance({})["trades"]
+        assert balance.is_balanced, balance
+        assert (balance.accepted, balance.rows[Term.SPOOLED], balance.rows[Term.LOST_AT_REBOOT]) == (15, 5, 10)
