@@ -87,5 +87,5 @@ def _migrated_audit(connection: Connection, check: bool) -> Migration:
 
 def _apply(connection: Connection, name: str, statements: list[str]) -> None:
     for statement in statements:
-        connection.execute(statement)
+        connection.execute(statement, timeout_s=views.STATEMENT_TIMEOUT_S)
         _logger.info("migrated name=%s statement=%r", name, statement)

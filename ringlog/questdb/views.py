@@ -9,6 +9,8 @@ from ringlog.errors import SchemaMismatch
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.rollups import Rollup
 
+# Making or filling a view keeps a small server busy for longer than an ordinary question may take.
+STATEMENT_TIMEOUT_S = 30.0
 # Filling a day of 100 million rows takes 10 s.
 VALID_TIMEOUT_S = 300.0
 # A moment passes before REFRESH ... FULL takes effect.
@@ -39,7 +41,7 @@ def wait_valid(connection: Connection, view: str) -> None:
     """Returns once the server has filled the view, or it stays invalid, or VALID_TIMEOUT_S have passed."""
     began = time.monotonic()
     while (waited_s := time.monotonic() - began) < VALID_TIMEOUT_S:
-        found = connection.execute(_STATE, (view,))
+        found = connection.execute(_STATE, (view,), timeout_s=STATEMENT_TIMEOUT_S)
         if not found or (found[0][0] == "invalid" and waited_s > INVALID_TIMEOUT_S):
             return
         if found[0][0] == "valid" and found[0][1] >= found[0][2]:

@@ -25,7 +25,7 @@ def server() -> Iterator[QuestDBServer]:
         patch.setenv("QDB_DEV_MODE_ENABLED", "true")
         server = QuestDBServer().start()
     with server:
-        assert not [m for m in migrate(Settings(**server.settings()), LAYOUTS) if m.problem]
+        assert not [m for m in migrate(Settings(**server.settings(), request_timeout_ms=10_000), LAYOUTS) if m.problem]
         yield server
 
 

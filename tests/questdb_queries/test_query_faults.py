@@ -26,7 +26,7 @@ RECOVERY_S = 30.0
 def own_server() -> Iterator[QuestDBServer]:
     """A server that the tests here may kill and stop."""
     with QuestDBServer() as server:
-        migrate(Settings(**server.settings()), LAYOUTS)
+        migrate(Settings(**server.settings(), request_timeout_ms=10_000), LAYOUTS)
         yield server
 
 
