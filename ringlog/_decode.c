@@ -358,9 +358,15 @@ static PyObject *decoder_decode(Decoder *self, PyObject *args)
     unsigned long long first_seq;
     PyObject *tuple;
     Output outputs[FIELDS_MAX];
+    if (!self->slot_bytes) { /* set last by a construction that came to its end */
+        PyErr_SetString(PyExc_TypeError, "Decoder was not initialised");
+        return NULL;
+    }
     if (!PyArg_ParseTuple(args, "y*nKO!n", &slots, &rows, &first_seq, &PyTuple_Type, &tuple, &at))
         return NULL;
-    if (rows < 0 || at < 0 || at > INT32_MAX || (uint64_t)slots.len != (uint64_t)rows * self->slot_bytes) {
+    /* Not above the bytes first: a larger count times the bytes of a slot could wrap around to them. */
+    if (rows < 0 || rows > slots.len || at < 0 || at > INT32_MAX ||
+        (uint64_t)slots.len != (uint64_t)rows * self->slot_bytes) {
         PyErr_Format(PyExc_ValueError, "slots: got %zd bytes for %zd rows of %u bytes", slots.len, rows, self->slot_bytes);
         PyBuffer_Release(&slots);
         return NULL;
@@ -392,7 +398,7 @@ static PyObject *decoder_values(Decoder *self, PyObject *index)
     Py_ssize_t i = PyLong_AsSsize_t(index);
     if (i == -1 && PyErr_Occurred())
         return NULL;
-    if (i < 0 || i >= self->count || self->columns[i].kind != SYMBOL) {
+    if (i < 0 || i >= self->count || self->columns[i].kind != SYMBOL || !self->columns[i].symbols.values) {
         PyErr_Format(PyExc_ValueError, "field %zd is no symbol", i);
         return NULL;
     }

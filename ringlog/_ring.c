@@ -359,9 +359,9 @@ static inline uint32_t symbol_place(PyObject *text)
 static int write_symbol(const Field *field, PyObject *value, unsigned char *slot)
 {
     unsigned char *at = slot + field->offset;
-    Symbol *first = &field->symbols[symbol_place(value)], *second = &field->symbols[symbol_place(value) ^ 1];
     if (!field->symbols)
         return write_text(field, value, slot);
+    Symbol *first = &field->symbols[symbol_place(value)], *second = &field->symbols[symbol_place(value) ^ 1];
     if (first->text == value || second->text == value) {
         copy_words(at, first->text == value ? first->image : second->image);
         return WRITTEN;
@@ -510,6 +510,10 @@ static PyObject *ring_attach(Ring *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "OOKK(IIIII)", &memory, &board, &slots_offset, &capacity, &state, &head, &tail, &refused,
                           &refuse))
         return NULL;
+    if (!self->slot_bytes) {
+        PyErr_SetString(PyExc_TypeError, "Ring was not initialised");
+        return NULL;
+    }
     ring_release(self);
     if (PyObject_GetBuffer(memory, &self->memory, PyBUF_WRITABLE) < 0)
         return NULL;
@@ -623,7 +627,8 @@ static PyObject *ring_append_many(Ring *self, PyObject *args)
     Py_ssize_t count;
     if (!PyArg_ParseTuple(args, "y*n", &rows, &count))
         return NULL;
-    if (count < 0 || (uint64_t)rows.len != (uint64_t)count * self->slot_bytes) {
+    /* Not above the bytes first: a larger count times the bytes of a slot could wrap around to them. */
+    if (count < 0 || count > rows.len || (uint64_t)rows.len != (uint64_t)count * self->slot_bytes) {
         PyErr_Format(PyExc_ValueError, "rows: got %zd bytes for %zd rows, wanted %u bytes a row", rows.len, count,
                      self->slot_bytes);
         goto failed;
@@ -858,8 +863,8 @@ static int appender_init(Appender *self, PyObject *args, PyObject *kwargs)
     }
     if (!PyArg_ParseTuple(args, "O!OO!O!", &PyType_Type, &type, &ring, &PyDict_Type, &presets, &PyDict_Type, &defaults))
         return -1;
-    if (self->ring || (PyObject *)Py_TYPE(ring) != type) {
-        PyErr_SetString(PyExc_TypeError, "ring: wanted a Ring, once");
+    if (self->ring || (PyObject *)Py_TYPE(ring) != type || !((Ring *)ring)->descriptions) {
+        PyErr_SetString(PyExc_TypeError, "ring: wanted a Ring that was initialised, once");
         return -1;
     }
     Py_INCREF(ring);
@@ -867,6 +872,8 @@ static int appender_init(Appender *self, PyObject *args, PyObject *kwargs)
     if (!(self->image = PyMem_Calloc(1, self->ring->slot_bytes)))
         return PyErr_NoMemory(), -1;
     for (int i = 0; i < self->ring->field_count; i++) {
+        if (!self->ring->descriptions) /* cleared by the garbage collector meanwhile */
+            return PyErr_SetString(PyExc_TypeError, "ring: it is gone"), -1;
         PyObject *description = PyTuple_GetItem(self->ring->descriptions, i);
         Field *field = &self->fields[self->count]; /* a preset one is cleared again, and its place used by the next */
         if (!description || field_init(field, description, i) < 0) {
@@ -887,6 +894,10 @@ static int appender_init(Appender *self, PyObject *args, PyObject *kwargs)
         }
         field->has_default = value != NULL;
         self->count++;
+    }
+    if (!self->count || self->fields[self->count - 1].kind != TIMESTAMP) {
+        PyErr_SetString(PyExc_ValueError, "fields: wanted the timestamp last, and not preset");
+        return -1;
     }
     return appender_sort(self);
 }
@@ -911,7 +922,7 @@ static int appender_resolve(Appender *self, PyObject *names)
             for (place = 0; place < self->count; place++)
                 if (PyUnicode_Compare(self->fields[place].name, name) == 0)
                     break;
-        if (place == self->count)
+        if (place == self->count || PyErr_Occurred())
             goto unknown;
         self->last_places[i] = place;
     }
@@ -1161,7 +1172,7 @@ static PyObject *appender_append(Appender *self, PyObject *const *args, Py_ssize
     PyObject *arranged[FIELDS_MAX];
     PyObject *const *values = args;
     int count = (int)given, complete = 1;
-    if (UNLIKELY(!self->ring)) {
+    if (UNLIKELY(!self->timestamp_offset)) { /* set last by a construction that came to its end */
         PyErr_SetString(PyExc_TypeError, "Appender was not initialised");
         return NULL;
     }
