@@ -101,7 +101,12 @@ def test_the_writer_running_stopped_and_stalled(lane_settings: Settings) -> None
     """A writer's figures are its own; after its end they stay; without ticks it is stalled."""
     with Producer([Sample], settings=lane_settings) as producer, writing(lane_settings, MemorySink()):
         assert producer.appender(Sample).append(1, text_of(1))
-        running = eventually(lambda: (s := looked(lane_settings)).writer.figures.get("rows") and s, "a row")
+
+        def confirmed() -> Snapshot | None:
+            found = looked(lane_settings)  # rows are counted when they are acknowledged, the tail moves later
+            return found if found.writer.figures.get("rows") and found.lanes[0].confirmed else None
+
+        running = eventually(confirmed, "a confirmed row")
         assert (running.writer.state, running.lanes[0].confirmed) == ("running", 1)
         assert running.writer.figures["lanes"] == 1
     stopped = looked(lane_settings)
