@@ -9,10 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner
-from lane_samples import Sample, child
+from lane_samples import Sample, child, eventually
 from whole_path import writing
 
 from ringlog.cli import ringlog
+from ringlog.lanes.claims import open_board
+from ringlog.lanes.instance import Instance
 from ringlog.monitor.findings import Finding, diagnosed, validated
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.migrations import migrate
@@ -33,6 +35,8 @@ def test_a_sound_system_has_nothing_to_do(settings: Settings) -> None:
     settings = msgspec.structs.replace(settings, request_timeout_ms=15_000)
     migrate(settings, LAYOUTS)
     with writing(settings, MemorySink()):
+        board = open_board(Instance(settings).open())
+        eventually(board.read_status, "the writer's first tick")
         found = list(diagnosed(settings, LAYOUTS, {}))
     assert [finding for finding in failed(found) if finding.check != "tables" or "suspended" not in finding.text] == []
     assert {"settings", "shared memory", "writer", "lanes", "disks", "questdb", "clocks", "tables"} <= {
