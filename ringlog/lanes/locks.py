@@ -73,9 +73,13 @@ class LockFile:
             return False
 
     def write(self, text: str) -> None:
-        """Replaces the file's text, through the descriptor that holds the lock."""
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, text.encode(), 0)
+        """Replaces the file's text, through the descriptor that holds the lock.
+
+        The text is for people alone: on a full disk it stays empty, and the lock is held all the same.
+        """
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, text.encode(), 0)
 
     def release(self) -> None:
         """Gives the lock up; in a forked child only closes the copy of the descriptor."""

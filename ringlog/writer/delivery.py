@@ -87,6 +87,12 @@ class Delivery:
         self._under_way = {future for future in self._under_way if not future.done()}
         return len(self._under_way) < REQUESTS_HELD_MAX
 
+    @property
+    def silent_seconds(self) -> float:
+        """How long the request under way has gone without an answer; 0 where none is."""
+        since = self._sending_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def is_open(self, table: str) -> bool:
         """Whether batches of a table may be sent now, or its last failure is too recent."""
         backoff = self._backoffs.get(table)
@@ -121,8 +127,7 @@ class Delivery:
         False where nothing was under way to wait for. Raises ServerUnavailable where a request never returns: then
         this process must end, and the next one sends everything again.
         """
-        since = self._sending_since
-        if since is not None and time.monotonic() - since > SEND_SECONDS_MAX:
+        if self.silent_seconds > SEND_SECONDS_MAX:
             self._hang()
         # Those of a table that was given up too: while they hold the room, waiting for them is all there is to do.
         pending: list[Future[Any]] = [future for future in self._under_way if not future.done()]

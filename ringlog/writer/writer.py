@@ -36,6 +36,7 @@ METRICS_INTERVAL_SECONDS = 10.0
 STATUS_INTERVAL_SECONDS = 1.0
 INTERVAL_SECONDS_MAX = 1.0
 CUTS_TIMEOUT_SECONDS = 0.5  # so long records wait in lanes for retention's cuts to be known; then they are spooled
+SILENCE_SECONDS_MAX = 0.5  # so long lanes above their high-water mark wait for one request's answer
 SLOW_TICKS_MAX = 3  # so many in a row stretch the interval
 
 
@@ -181,7 +182,15 @@ class Writer:
         while waiting > 0:
             while not self._delivery.has_room and time.monotonic() < deadline:
                 self._delivery.collect(timeout_seconds=POLL_SECONDS)
-            if not self._delivery.has_room or self._refuge.is_away(layout.table):
+            if self._refuge.is_away(layout.table):
+                return
+            if not self._delivery.has_room:
+                if self._delivery.silent_seconds > SILENCE_SECONDS_MAX and self._is_above_high_water():
+                    # A server that answers nothing costs seconds until its requests fail: lanes do not wait so long.
+                    # What is under way is put away too, as a copy that is folded.
+                    for lane in lanes:
+                        lane.rewind()
+                    self._refuge.leave(layout.table)
                 return
             taken = drain.take(lanes, cut_us)
             if taken is None:

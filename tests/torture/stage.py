@@ -53,6 +53,7 @@ class Stage:
         self.logs: dict[int, Path] = {}
         self.producers: dict[int, subprocess.Popen[bytes]] = {}
         self.writer: subprocess.Popen[bytes] | None = None
+        self.keepers: list[subprocess.Popen[bytes]] = []
         self.tables = [TABLE]
         self.spool_cut_bytes = 0
         self.flags = np.memmap(directory / "flags", np.int64, "w+", shape=(8,))
@@ -80,11 +81,16 @@ class Stage:
             for name, value in values.items()
             if value not in ("", Secret())
         }
+        # Its log goes through a pipe, as under a supervisor: a limit on the writer's files must not silence it.
         with (self.directory / "writer.log").open("ab") as log:
-            self.writer = subprocess.Popen(
-                [sys.executable, "-m", "torture.planted", str(self.directory / "fsyncs"), self.plant],
-                env={**os.environ, **environment, "PYTHONPATH": str(TESTS)}, stdout=log, stderr=log,
-            )  # fmt: skip
+            keeper = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+        self.keepers.append(keeper)
+        self.writer = subprocess.Popen(
+            [sys.executable, "-m", "torture.planted", str(self.directory / "fsyncs"), self.plant],
+            env={**os.environ, **environment, "PYTHONPATH": str(TESTS)}, stdout=keeper.stdin, stderr=keeper.stdin,
+        )  # fmt: skip
+        assert keeper.stdin is not None
+        keeper.stdin.close()
 
     def start_producer(self) -> None:
         number = len(self.logs)
@@ -192,6 +198,8 @@ class Stage:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for keeper in self.keepers:
+            keeper.wait(20)  # each ends with its writer
         self._starter.shutdown(wait=True)
         for proxy in self.proxies.values():
             proxy.close()
