@@ -171,7 +171,7 @@ def test_21_spool_on_a_full_disk(path: WholePath, small_disk: Path) -> None:
 
 
 # Slow until the board's hysteresis knows how much was refused: where one batch is larger than what the cap leaves above
-# the share at which records are taken again, the board refuses and accepts in turn, and this test may not see it refuse.
+# the share at which records are taken again, the board refuses and accepts in turn, and this may not see it refuse.
 @pytest.mark.slow
 def test_28_spool_at_its_cap(path: WholePath) -> None:
     """At the spool's cap the board refuses and nothing is dropped; replayed, it accepts again, by itself.
