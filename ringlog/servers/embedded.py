@@ -157,7 +157,7 @@ class EmbeddedServer:
 
     def kill(self) -> None:
         """SIGKILL for the server and all its processes, as a crash does; the data stays, `start()` goes on with it."""
-        self._signal_all(signal.SIGKILL)
+        self._signal(self._processes(), signal.SIGKILL)
         self._wait_gone(self._stop_timeout_s)
         if self._child is not None:
             # The guard goes after its server; a life line cut before that would tell it to remove temporary data.
@@ -171,15 +171,18 @@ class EmbeddedServer:
     def stop_signal(self) -> None:
         """SIGSTOP: the server keeps its sockets and answers nothing until `continue_signal()`.
 
-        Returns once all of it stands still: the threads of a process stop one after the other.
+        Returns once all of it stands still: the threads of a process stop one after the other, and a process that was
+        forked while the others were told to stop (a PostgreSQL backend) is told as well. Raises TimeoutError.
         """
-        self._signal_all(signal.SIGSTOP)
         deadline = time.monotonic() + self._stop_timeout_s
-        while self._moves() and time.monotonic() < deadline:
+        while moving := self._moving():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name}: process {moving[0].pid} did not stop on SIGSTOP")
+            self._signal(moving, signal.SIGSTOP)
             time.sleep(POLL_INTERVAL_S / 5)
 
     def continue_signal(self) -> None:
-        self._signal_all(signal.SIGCONT)
+        self._signal(self._processes(), signal.SIGCONT)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -189,21 +192,26 @@ class EmbeddedServer:
 
     # How
 
-    def _signal_all(self, number: int) -> None:
+    def _processes(self) -> list[psutil.Process]:
         if self._process is None or not self.running:
-            return
+            return []
         with contextlib.suppress(psutil.NoSuchProcess):
-            for process in [self._process, *self._process.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(number)
+            return [self._process, *self._process.children(recursive=True)]
+        return []
 
-    def _moves(self) -> bool:
-        if self._process is None or not self.running:
-            return False
-        with contextlib.suppress(psutil.NoSuchProcess):
-            processes = [self._process, *self._process.children(recursive=True)]
-            return any(process.status() != psutil.STATUS_STOPPED for process in processes)
-        return False
+    def _moving(self) -> list[psutil.Process]:
+        moving = []
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+                    moving.append(process)
+        return moving
+
+    @staticmethod
+    def _signal(processes: list[psutil.Process], number: int) -> None:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def _wait_gone(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,34 @@ def test_server_stops_and_continues_on_signals(kind: type[EmbeddedServer]) -> No
         wait_until(lambda: process.status() != psutil.STATUS_STOPPED)
         assert server.pid == process.pid
         assert server.answers()
+
+
+def test_a_server_that_forks_while_it_is_stopped_stands_still_as_a_whole() -> None:
+    """A PostgreSQL backend that is forked while SIGSTOP goes round is stopped too: nothing answers until SIGCONT.
+
+    Without asking for the processes again a new connection was served now and then by a stopped server.
+    """
+    with PostgresServer() as server, ThreadPoolExecutor(4) as callers:
+        done = threading.Event()
+
+        def connect() -> None:
+            while not done.is_set():
+                sql(server, "select 1")
+
+        calls = [callers.submit(connect) for _ in range(4)]
+        try:
+            for _ in range(20):
+                server.stop_signal()
+                postmaster = psutil.Process(server.pid)
+                whole = [postmaster, *postmaster.children(recursive=True)]
+                assert {process.status() for process in whole} <= {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
+                server.continue_signal()
+                wait_until(server.answers)
+        finally:
+            server.continue_signal()
+            done.set()
+        for call in calls:
+            call.result()
 
 
 def test_stop_ends_a_stopped_server_and_removes_temporary_data() -> None:
