@@ -152,7 +152,7 @@ class Pool:
         try:
             while True:
                 cursor = connection.execute(statement.sql, statement.parameters)
-                statement = steps.send(cursor.fetchall() if cursor.description else [])
+                statement = steps.send(cursor.fetchall() if cursor.rownumber is not None else [])
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 
@@ -239,7 +239,7 @@ class AsyncPool:
         try:
             while True:
                 cursor = await connection.execute(statement.sql, statement.parameters)
-                statement = steps.send(await cursor.fetchall() if cursor.description else [])
+                statement = steps.send(await cursor.fetchall() if cursor.rownumber is not None else [])
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 
