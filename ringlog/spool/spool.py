@@ -11,6 +11,7 @@ from ringlog.disk import Directory, Reserve, System, refusal
 from ringlog.errors import SpoolError, SpoolFull
 from ringlog.records import RecordLayout
 from ringlog.spans import Span
+from ringlog.spool.frames import ALIGNMENT_BYTES, file_header_bytes, frame_bytes
 from ringlog.spool.quarantine import Quarantine
 from ringlog.spool.reader import Replay
 from ringlog.spool.table import TableSpool
@@ -67,6 +68,11 @@ class Spool:
     def bytes(self) -> int:
         """All spool files together; quarantine, cursors and the reserve are not part of the cap."""
         return sum(table.bytes for table in self._tables.values())
+
+    def rows_room(self, layout: RecordLayout) -> int:
+        """How many records of one lane the cap leaves room for in one more batch, whatever file that goes into."""
+        overhead = file_header_bytes(layout.to_json()) + frame_bytes(2, 0, 0) + ALIGNMENT_BYTES
+        return max(0, (self.bytes_max - self.bytes - overhead) // layout.slot_bytes)
 
     def rows(self, table: str) -> int:
         """Records of a table that are spooled and not confirmed, damaged ones included."""

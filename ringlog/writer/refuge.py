@@ -114,7 +114,9 @@ class Refuge:
         safe: list[Slots] = []
         for lane in lanes:
             try:
-                runs = lane.take(self._rows_max)
+                # A part where the cap leaves no room for all: so a spool that refuses is full to a few pages, not to a
+                # batch, and does not take records again before something was replayed.
+                runs = lane.take(min(self._rows_max, max(self.spool.rows_room(layout), 1)))
             except SegmentRefused:  # its head cannot be: the drain has said so
                 continue
             if not runs:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from spool_batches import QUOTE, TICK, append, drain, keys, open_spool, slots_of
+from spool_batches import QUOTE, SPOOL_BYTES_MAX, TICK, append, drain, keys, open_spool, slots_of
 
 from ringlog.errors import SpoolFull
 from ringlog.spans import Span
@@ -161,6 +161,17 @@ def test_descriptors_do_not_grow_with_the_files(tmp_path: Path) -> None:
     assert len(os.listdir("/dev/fd")) < before + 12
     spool.close()
     assert len(os.listdir("/dev/fd")) == before
+
+
+@pytest.mark.parametrize("file_bytes_max", [1, SPOOL_BYTES_MAX])
+def test_room_is_told_in_records(tmp_path: Path, file_bytes_max: int) -> None:
+    """A batch of as many records as there is room for fits, in a new file or not, and leaves only a few pages."""
+    spool = open_spool(tmp_path / "spool", bytes_max=1_000_000, file_bytes_max=file_bytes_max)
+    append(spool, Span(1, 0, 10))
+    rows = spool.rows_room(TICK)
+    append(spool, Span(1, 10, 3), Span(1, 13, rows - 3))
+    assert 1_000_000 - 32_768 < spool.bytes <= 1_000_000
+    assert spool.rows_room(TICK) < 32_768 // TICK.slot_bytes
 
 
 def test_a_cap_smaller_than_a_frame_refuses_it(tmp_path: Path) -> None:
