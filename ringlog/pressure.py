@@ -106,7 +106,7 @@ class Pressure:
 
     def __init__(self, watches: Sequence[Watch], on_alert: Callable[[Alert], None] | None = None) -> None:
         self._watches = list(watches)
-        self._on_alert = on_alert
+        self.on_alert = on_alert
         self._levels = [Level.OK] * len(self._watches)
         self._next_sample = float("-inf")
         self._verdict = _ALL_WELL
@@ -116,6 +116,12 @@ class Pressure:
     def level(self) -> Level:
         """The worst level of all resources, as of the last sample."""
         return max(self._levels, default=Level.OK)
+
+    def limit(self, resource: Resource, thresholds: Thresholds) -> None:
+        """From the next sample on, these thresholds for a resource, if it is watched."""
+        for watch in self._watches:
+            if watch.resource is resource:
+                watch.thresholds = thresholds
 
     def poll(self, now: float | None = None) -> Verdict:
         """The verdict at `now` (time.monotonic()); samples at most every SAMPLE_INTERVAL_SECONDS, so call it freely."""
@@ -153,9 +159,9 @@ class Pressure:
         if alert.level is not Level.OK:
             self.alerts[alert.resource] += 1
         logger.log(_LOG_LEVELS[alert.level], "pressure level=%s %s", alert.level.name.lower(), alert.message)
-        if self._on_alert is not None:
+        if self.on_alert is not None:
             try:
-                self._on_alert(alert)
+                self.on_alert(alert)
             except Exception:
                 logger.exception("the alert hook failed")
 

@@ -2,12 +2,14 @@
 
 An option `lane_bytes_max` is set by `RINGLOG_LANE_BYTES_MAX`. A secret may instead be named by a file:
 `RINGLOG_POSTGRES_PASSWORD_FILE=/run/secrets/postgres`. Secrets mask themselves wherever they are shown.
-Flags of the command line go over the environment, the environment over the defaults below.
+`RINGLOG_SETTINGS_FILE` may name a file of such variables, a line each, which a writer can be told to read again.
+Flags of the command line go over the environment, the environment over that file, the file over the defaults below.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,9 +124,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def from_environment(cls, environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
         """Settings from `RINGLOG_*` variables, with `flags` (those that are not None) over them.
 
-        Raises ConfigurationError for an unknown `RINGLOG_*` variable, or a value of the wrong type.
+        Raises ConfigurationError for an unknown `RINGLOG_*` variable, a value of the wrong type, or a settings file
+        that cannot be read.
         """
-        environ = os.environ if environ is None else environ
+        environ = variables(environ)
         fields = {field.name: field for field in msgspec.structs.fields(cls)}
         values: dict[str, Any] = {}
         for variable, text in environ.items():
@@ -142,7 +145,39 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Read elsewhere: which ring implementation runs must be known before any settings object exists.
-NOT_SETTINGS = frozenset({"RINGLOG_RING"})
+SETTINGS_FILE = "RINGLOG_SETTINGS_FILE"
+NOT_SETTINGS = frozenset({"RINGLOG_RING", SETTINGS_FILE})
+
+
+def variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment, over what the file that it names as RINGLOG_SETTINGS_FILE sets.
+
+    A line of the file is `RINGLOG_NAME=value`, quoted as in a shell, or a comment after `#`. Raises ConfigurationError
+    naming file and line; never what stands in the line, which may be a secret.
+    """
+    environ = os.environ if environ is None else environ
+    path = environ.get(SETTINGS_FILE, "")
+    if not path:
+        return dict(environ)
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigurationError(f"{SETTINGS_FILE}: got {path!r}, wanted a readable file ({reason})") from None
+    found = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:
+            words = ["an open quote"]
+        if not words:
+            continue
+        name, equals, value = words[0].partition("=")
+        is_setting = name.startswith(PREFIX) and name not in NOT_SETTINGS
+        if len(words) != 1 or not equals or not (is_setting or name == "QDB_CLIENT_CONF"):
+            raise ConfigurationError(f"{path} line {number}: got no RINGLOG_NAME=value, wanted one (quote a space)")
+        found[name] = value
+    return {**found, **environ}
 
 
 def _options(fields: Mapping[str, Any]) -> str:

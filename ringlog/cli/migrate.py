@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from ringlog.cli import FAILED
 from ringlog.errors import ConfigurationError, RinglogError
 from ringlog.migration import Migration
 from ringlog.records import PLATFORM_RECORDS, Record, layout_of
-from ringlog.settings import PREFIX, Settings
+from ringlog.settings import PREFIX, Settings, variables
 
 
 @click.command()
@@ -40,7 +39,7 @@ def migrate(check: bool, only: str | None, names: tuple[str, ...], as_json: bool
         from ringlog.questdb import migrations as questdb
 
         found += attempted("questdb", lambda: questdb.migrate(settings, layouts, check=check))
-    if only == "postgres" or (only is None and any(name.startswith(f"{PREFIX}POSTGRES_") for name in os.environ)):
+    if only == "postgres" or (only is None and any(name.startswith(f"{PREFIX}POSTGRES_") for name in variables())):
         from ringlog.postgres import migrations as postgres
 
         found += attempted("postgres", lambda: postgres.migrate(settings, check=check))

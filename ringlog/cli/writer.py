@@ -30,21 +30,26 @@ if TYPE_CHECKING:
 def writer(verbose: bool, **flags: Any) -> None:
     """Drain the instance's lanes into QuestDB until SIGTERM or Ctrl-C; logs go to stdout.
 
+    SIGHUP makes it read RINGLOG_SETTINGS_FILE again; its log says what changed, and what needs a restart.
+
     Exits 0 after SIGTERM, 1 where another writer runs already (naming it) or a request never returns.
     """
     from ringlog.questdb.sink import QuestdbSink
     from ringlog.writer import Writer
+    from ringlog.writer.supervisor import Supervisor
 
     logging.basicConfig(
         stream=sys.stdout,
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    settings = Settings.from_environment(**flags)
+    settings = _checked(Settings.from_environment(**flags))
+    supervisor = Supervisor.from_environment()
     metrics = _metrics(settings)
-    process = Writer(settings, QuestdbSink(settings), _mirror(settings), _cuts(settings))
+    process = Writer(settings, QuestdbSink(settings), _mirror(settings), _cuts(settings), supervisor)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop())
+    signal.signal(signal.SIGHUP, lambda *_: process.reload(lambda: _checked(Settings.from_environment(**flags))))
     try:
         process.run()
     except ServerUnavailable as error:  # a thread hangs in a request, and would keep this process for ever
@@ -54,6 +59,16 @@ def writer(verbose: bool, **flags: Any) -> None:
     finally:
         if metrics is not None:
             metrics.close()
+
+
+def _checked(settings: Settings) -> Settings:
+    """The settings, if a writer can work with them. Raises ConfigurationError."""
+    from ringlog.monitor.findings import validated
+
+    for finding in validated(settings, ()):
+        if finding.level == "fail":
+            raise ConfigurationError(f"{finding.text}: {finding.fix}")
+    return settings
 
 
 def _metrics(settings: Settings) -> MetricsServer | None:

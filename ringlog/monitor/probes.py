@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import socket
 import ssl
 import time
@@ -14,7 +13,7 @@ import msgspec
 
 from ringlog.errors import ConfigurationError
 from ringlog.questdb.conf import client_conf
-from ringlog.settings import PREFIX, Settings
+from ringlog.settings import PREFIX, Settings, variables
 
 TIMEOUT_SECONDS = 1.0
 # PostgreSQL's SSLRequest: answered with one byte before any user is named.
@@ -41,7 +40,7 @@ class Target(NamedTuple):
 
 def targets(settings: Settings, environ: Mapping[str, str] | None = None) -> list[Target]:
     """QuestDB, and PostgreSQL and Redis where the environment says where they are, or the writer publishes to Redis."""
-    environ = os.environ if environ is None else environ
+    environ = variables() if environ is None else environ
     found = [_questdb(settings)]
     if any(name.startswith(f"{PREFIX}POSTGRES_") for name in environ):
         host, port = settings.postgres_host, settings.postgres_port

@@ -28,6 +28,7 @@ CONFIRM_INTERVAL_SECONDS = 0.01
 # that has not returned after so long never will, and its thread cannot be ended: the process must be.
 SEND_SECONDS_MAX = 30.0
 BISECT_SECONDS_MAX = 600.0  # three requests a refused row
+BISECT_SIGN_SECONDS = 1.0
 BACKOFF_SECONDS_MIN = 0.1
 BACKOFF_SECONDS_MAX = 5.0
 
@@ -62,10 +63,18 @@ class _Backoff:
 class Delivery:
     """Sends batches, in order for each table, and settles each exactly once: applied, or given back with an error."""
 
-    def __init__(self, sink: Sink, statistics: Statistics, confirm_timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        statistics: Statistics,
+        confirm_timeout_seconds: float,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_wait` is called at least once a second while the caller's thread waits for a bisection."""
         self._sink = sink
         self._statistics = statistics
-        self._confirm_timeout = confirm_timeout_seconds
+        self.confirm_timeout_seconds = confirm_timeout_seconds
+        self._on_wait = on_wait
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-send")
         self._asker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-confirm")
         self._sent: list[_Sent] = []
@@ -169,15 +178,21 @@ class Delivery:
         table = entry.batch.layout.table
         logger.warning("refused table=%s rows=%d, looking for the rows at fault: %s", table, entry.batch.rows, error)
         try:
-            found: Bisection = self._sender.submit(bisect, self._sink, entry.batch).result(BISECT_SECONDS_MAX)
+            found = self._waited_for(self._sender.submit(bisect, self._sink, entry.batch))
         except RinglogError as fault:
             self._fail(table, fault)
             return False
-        except TimeoutError:
-            self._hang()
         entry.receipts += found.receipts
         entry.refused += found.refused
         return True
+
+    def _waited_for(self, bisection: Future[Bisection]) -> Bisection:
+        deadline = time.monotonic() + BISECT_SECONDS_MAX
+        while not wait([bisection], BISECT_SIGN_SECONDS).done:
+            self._on_wait()
+            if time.monotonic() > deadline:
+                self._hang()
+        return bisection.result()
 
     def _confirm(self) -> None:
         now = time.monotonic()
@@ -217,9 +232,9 @@ class Delivery:
     def _expire(self, now: float) -> None:
         """Rows that were acknowledged and are not applied for too long are given back: the sink folds the copies."""
         for entry in list(self._sent):
-            if entry.acknowledged_at is not None and now - entry.acknowledged_at > self._confirm_timeout:
+            if entry.acknowledged_at is not None and now - entry.acknowledged_at > self.confirm_timeout_seconds:
                 table = entry.batch.layout.table
-                late = f"{entry.batch.rows} rows acknowledged but not applied for {self._confirm_timeout:.0f} s"
+                late = f"{entry.batch.rows} rows acknowledged but not applied for {self.confirm_timeout_seconds:.0f} s"
                 self._fail(table, ServerUnavailable(f"table {table}: got {late}"))
                 return
 

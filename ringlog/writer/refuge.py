@@ -81,6 +81,16 @@ class Refuge:
         for table, delivered in self._letters.delivered_spans().items():
             ledger.enter_retried(table, delivered)
 
+    @property
+    def rows_max(self) -> int:
+        """The most rows of one request."""
+        return self._rows_max
+
+    @rows_max.setter
+    def rows_max(self, rows: int) -> None:
+        self._rows_max = rows
+        self._drains.clear()
+
     def close(self) -> None:
         """Closes the spool, the dead letters and the ledger."""
         self._ledger.close()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ringlog.layout import BoardReason
-from ringlog.pressure import Alert, Pressure, Resource, Verdict, disk_watch, memory_watch
+from ringlog.pressure import Alert, Pressure, Resource, Thresholds, Verdict, disk_watch, memory_watch
 from ringlog.settings import Settings
 
 logger = logging.getLogger("ringlog.writer")
@@ -30,7 +30,18 @@ def new_pressure(settings: Settings, lane_bytes: Callable[[], int]) -> Pressure:
     if settings.questdb_data_dir:
         path = Path(settings.questdb_data_dir)
         watches.append(disk_watch(Resource.SERVER_DISK, path, settings.disk_free_bytes_min))
-    return Pressure(watches, _Command(settings.alert_command) if settings.alert_command else None)
+    return Pressure(watches, _command(settings))
+
+
+def relimit(pressure: Pressure, settings: Settings) -> None:
+    """From now on these limits for disks, and this alert command; levels and counts stay."""
+    for resource in (Resource.SPOOL_DISK, Resource.SERVER_DISK):
+        pressure.limit(resource, Thresholds.of_disk(settings.disk_free_bytes_min))
+    pressure.on_alert = _command(settings)
+
+
+def _command(settings: Settings) -> Callable[[Alert], None] | None:
+    return _Command(settings.alert_command) if settings.alert_command else None
 
 
 def reason_of(verdict: Verdict) -> BoardReason:

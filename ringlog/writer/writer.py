@@ -7,12 +7,13 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import msgspec
 import psutil
 
 from ringlog.decode import Slots
-from ringlog.errors import SpoolError, WriterRunning
+from ringlog.errors import ConfigurationError, SpoolError, WriterRunning
 from ringlog.lanes.claims import Card, open_board
 from ringlog.lanes.instance import Instance, boot_id
 from ringlog.lanes.readers import Absent, LaneDirectory, LaneReader, Lease
@@ -25,8 +26,10 @@ from ringlog.spool import Spool
 from ringlog.writer.delivery import Delivery, Settle, Settled
 from ringlog.writer.drain import Drain
 from ringlog.writer.refuge import Refuge
+from ringlog.writer.reload import changes, taken_over
 from ringlog.writer.statistics import Statistics
-from ringlog.writer.watches import new_pressure, reason_of
+from ringlog.writer.supervisor import Supervisor
+from ringlog.writer.watches import new_pressure, reason_of, relimit
 
 logger = logging.getLogger("ringlog.writer")
 
@@ -46,8 +49,17 @@ class Writer:
     Raises WriterRunning where another process holds the lease.
     """
 
-    def __init__(self, settings: Settings, sink: Sink, mirror: Mirror | None = None, cuts: Cuts | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        sink: Sink,
+        mirror: Mirror | None = None,
+        cuts: Cuts | None = None,
+        supervisor: Supervisor | None = None,
+    ) -> None:
         self._settings = settings
+        self._supervisor = Supervisor() if supervisor is None else supervisor
+        self._reread: Callable[[], Settings] | None = None
         self._instance = Instance(settings).open()
         self._lease = Lease(self._instance)
         if not self._lease.take():
@@ -62,7 +74,9 @@ class Writer:
         self._directory = LaneDirectory(self._instance, on_empty=self._close_lane, on_absent=self._lose_lane)
         self._cuts = cuts
         self._cuts_by = time.monotonic() + CUTS_TIMEOUT_SECONDS
-        self._delivery = Delivery(sink, self.statistics, settings.confirm_timeout_ms / 1000)
+        self._delivery = Delivery(
+            sink, self.statistics, settings.confirm_timeout_ms / 1000, self._supervisor.alive
+        )
         spool = Spool(settings.spool_path, bytes_max=settings.spool_bytes_max)
         self._ledger = Ledger(spool.directory, spool.reserve, boot_id())
         self._refuge = Refuge(spool, self._ledger, settings.batch_rows_max, mirror)
@@ -81,6 +95,13 @@ class Writer:
         """Asks `run` to deliver what is in the lanes now and to return; safe in a signal handler."""
         self._stop.set()
 
+    def reload(self, reread: Callable[[], Settings]) -> None:
+        """Asks `run` to take over what may change live of the settings that `reread` gives; safe in a signal handler.
+
+        Where `reread` raises ConfigurationError the writer logs it and goes on with what it has.
+        """
+        self._reread = reread
+
     def run(self) -> None:
         """Ticks until stopped; then delivers what the lanes hold, for at most `stop_timeout_ms`."""
         logger.info("writer started pid=%d epoch=%d interval_ms=%d", os.getpid(), self._epoch, self._interval * 1e3)
@@ -88,7 +109,10 @@ class Writer:
         gc.freeze()  # what is loaded by now stays: a collection in a tick need not walk it
         next_tick = last_tick = time.monotonic()
         try:
+            self._supervisor.ready()
             while not self._stop.is_set():
+                if self._reread is not None:
+                    self._reload()
                 now = time.monotonic()
                 if now >= next_tick:
                     self.statistics.tick_ms.append((now - last_tick) * 1e3)
@@ -121,6 +145,7 @@ class Writer:
             self._see_heads()
             self._publish_status()
         self._board.beat(time.time_ns() // 1000)
+        self._supervisor.alive()
 
     def _publish_status(self) -> None:
         """What `ringlog top` and the demo read from the board."""
@@ -298,12 +323,42 @@ class Writer:
                 self._interval = max(before / 2, self._base_interval)
                 logger.info("writes are quick interval_ms=%.0f was=%.0f", self._interval * 1e3, before * 1e3)
 
+    def _reload(self) -> None:
+        reread, self._reread = self._reread, None
+        if reread is None:
+            return
+        self._supervisor.reloading()
+        try:
+            wanted = reread()
+        except ConfigurationError as error:
+            logger.error("settings are as before, the new ones cannot be used: %s", error)
+            wanted = self._settings
+        found = changes(self._settings, wanted)
+        for change in found:
+            if change.is_live:
+                logger.info("setting changed %s", change)
+            else:
+                logger.warning("setting needs a restart %s", change)
+        logger.info("settings read again changed=%d", sum(change.is_live for change in found))
+        self._take_over(taken_over(self._settings, wanted))
+        self._supervisor.ready()
+
+    def _take_over(self, settings: Settings) -> None:
+        self._settings = settings
+        self._interval = self._base_interval = settings.drain_interval_ms / 1000
+        self._drains.clear()  # they are made for so many rows
+        self._delivery.confirm_timeout_seconds = settings.confirm_timeout_ms / 1000
+        self._refuge.rows_max = settings.batch_rows_max
+        self._refuge.spool.bytes_max = settings.spool_bytes_max
+        relimit(self._pressure, settings)
+
     def _report(self) -> None:
         if self._delivery.is_open("performance_metrics") and self._delivery.has_room:
             self._delivery.submit(self.statistics.batch(METRICS_INTERVAL_SECONDS), lambda _settled: None)
 
     def _finish(self) -> None:
         """Delivers what had been accepted when the stop came; producers may go on appending for the next writer."""
+        self._supervisor.stopping()
         deadline = time.monotonic() + self._settings.stop_timeout_ms / 1000
         self._directory.refresh()
         heads = {lane: reader.head for lane, reader in self._directory.lanes.items()}

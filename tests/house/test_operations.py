@@ -11,7 +11,8 @@ import re
 import msgspec
 from house_project import ROOT
 
-from ringlog.settings import PREFIX, Secret, Settings
+from ringlog.settings import PREFIX, SETTINGS_FILE, Secret, Settings
+from ringlog.writer.reload import LIVE
 
 PAGE = ROOT / "docs" / "operations.md"
 START, END = "checked by the same file -->\n", "<!-- end of settings -->"
@@ -33,10 +34,6 @@ def shown(default: object) -> str:
     return f"{default:,}" if isinstance(default, int) and default >= 100_000 else str(default)
 
 
-def fenced(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
-
-
 def test_settings_table_is_the_code() -> None:
     """The page lists every setting with its type and default, and nothing else."""
     table = PAGE.read_text().split(START)[1].split(END)[0]
@@ -44,10 +41,10 @@ def test_settings_table_is_the_code() -> None:
 
 
 def test_supervisors_restart_and_stop_the_writer_gently() -> None:
-    """The supervisord and systemd examples run the writer, restart it always, and give it longer than its own limit."""
+    """The supervisord and systemd files run the writer, restart it always, and give it longer than its own limit."""
     supervisord, systemd = (configparser.ConfigParser(strict=False, interpolation=None) for _ in range(2))
-    for parser, text in zip((supervisord, systemd), fenced("ini"), strict=True):
-        parser.read_string(text)
+    supervisord.read(ROOT / "schemas" / "supervision" / "ringlog-writer.conf")
+    systemd.read(ROOT / "schemas" / "supervision" / "ringlog-writer.service")
     program, service = supervisord["program:ringlog-writer"], systemd["Service"]
     limit_s = Settings().stop_timeout_ms / 1000
     assert program["command"].endswith("ringlog writer")
@@ -58,7 +55,13 @@ def test_supervisors_restart_and_stop_the_writer_gently() -> None:
     assert float(service["TimeoutStopSec"]) > limit_s
     for pair in [*program["environment"].replace('"', "").split(","), *service["Environment"].split()]:
         name, _, value = pair.partition("=")
-        Settings.from_environment({name: value})
+        assert name == SETTINGS_FILE or Settings.from_environment({name: value})
+
+
+def test_page_names_what_a_reload_takes_over() -> None:
+    """The table of the page has exactly the settings that a running writer takes over."""
+    part = PAGE.read_text().split("### Changing settings while it runs")[1].split("\n## ")[0]
+    assert {name.lower() for name in re.findall(rf"^\| `{PREFIX}(\w+)` \|", part, re.MULTILINE)} == LIVE
 
 
 if __name__ == "__main__":

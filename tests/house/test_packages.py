@@ -62,7 +62,7 @@ def names_in(wheel: Path) -> set[str]:
 def expected_names() -> Iterator[str]:
     yield from (str(path.relative_to(ROOT)) for path in modules().values())
     yield "ringlog/py.typed"
-    for path in (ROOT / "schemas").rglob("*.sql"):
+    for path in (ROOT / "schemas").glob("*/*.*"):
         yield f"ringlog/{path.relative_to(ROOT)}"
 
 
