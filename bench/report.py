@@ -17,7 +17,7 @@ import msgspec
 
 from bench.figures import Figure, Result, shown
 
-MAIN_PATH = ("append", "transfer", "whole_path", "freshness", "startup", "onlookers")
+MAIN_PATH = ("append", "transfer", "whole_path", "freshness", "startup", "onlookers", "replay")
 OTHERS = ("peers",)  # longer, by name only
 RESULTS = Path("build/bench")
 PAGE = Path("docs/performance.md")

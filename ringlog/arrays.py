@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ringlog.errors import RecordTypeError
+from ringlog.errors import RecordError, RecordTypeError
 from ringlog.layout import Refused
 from ringlog.records import Record, defaults_of, layout_of
 from ringlog.ring import new_appender, new_ring
@@ -21,19 +21,55 @@ def rows_of(record_type: type[Record], columns: Mapping[str, Sequence[Any]]) -> 
 
     Fields left out take their default; `timestamp` left out is stamped now. Raises RecordTypeError, RecordValueError.
     """
-    layout = layout_of(record_type)
     lengths = {len(values) for values in columns.values()}
     if len(lengths) != 1:
-        raise RecordTypeError(f"{layout.name}: got columns of {sorted(lengths)} values, wanted one length")
+        raise RecordTypeError(
+            f"{layout_of(record_type).name}: got columns of {sorted(lengths)} values, wanted one length"
+        )
     rows = lengths.pop()
-    capacity = 1 << max(rows - 1, 0).bit_length()
-    words = mmap.mmap(-1, 4096 + capacity * layout.slot_bytes)
-    coerce = Coercion(layout, defaults_of(record_type))
-    ring = new_ring(layout, coerce, lambda: Refused.CLOSED)
-    ring.attach(words, mmap.mmap(-1, 4096), 4096, capacity, (128, 256, 384, 512, 128))
-    append = new_appender(ring, {}, defaults_of(record_type))
     names = tuple(columns)
-    for values in zip(*columns.values(), strict=True):
-        append(**dict(zip(names, values, strict=True)))
-    ring.detach()
-    return np.frombuffer(words, layout.dtype, rows, 4096).copy()
+    with _Scratch(record_type, rows) as scratch:
+        for values in zip(*columns.values(), strict=True):
+            scratch.append(**dict(zip(names, values, strict=True)))
+    return scratch.rows()
+
+
+def assembled(record_type: type[Record], rows: Sequence[Callable[[], Mapping[str, Any]]]) -> Assembled:
+    """An array of the record type's `dtype` from rows that are made one by one, and what is wrong with the others."""
+    wrong: list[tuple[int, str]] = []
+    with _Scratch(record_type, len(rows)) as scratch:
+        for number, row in enumerate(rows):
+            try:
+                scratch.append(**row())
+            except RecordError as error:
+                wrong.append((number, str(error)))
+    return Assembled(scratch.rows(), wrong)
+
+
+class Assembled(NamedTuple):
+    """The sound rows in order, and for each other row its number (from 0) and why append would not take it."""
+
+    rows: NDArray[Any]
+    wrong: list[tuple[int, str]]
+
+
+class _Scratch:
+    """A ring in private memory: what it accepts is an array of slots."""
+
+    def __init__(self, record_type: type[Record], rows: int) -> None:
+        layout = layout_of(record_type)
+        capacity = 1 << max(rows - 1, 0).bit_length()
+        self._words = mmap.mmap(-1, 4096 + capacity * layout.slot_bytes)
+        self._dtype = layout.dtype
+        self._ring = new_ring(layout, Coercion(layout, defaults_of(record_type)), lambda: Refused.CLOSED)
+        self._ring.attach(self._words, mmap.mmap(-1, 4096), 4096, capacity, (128, 256, 384, 512, 128))
+        self.append = new_appender(self._ring, {}, defaults_of(record_type))
+
+    def __enter__(self) -> _Scratch:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._ring.detach()
+
+    def rows(self) -> NDArray[Any]:
+        return np.frombuffer(self._words, self._dtype, self._ring.head, 4096).copy()

@@ -28,6 +28,7 @@ COMMANDS = {
     "migrate": ("ringlog.cli.migrate:migrate", "Make and verify the tables of QuestDB and PostgreSQL."),
     "percentiles": ("ringlog.cli.query:percentiles", "Latency percentiles of services and operations."),
     "query": ("ringlog.cli.query:query", "Run SQL on QuestDB and print or save what it gives."),
+    "replay": ("ringlog.cli.replay:replay", "Append the records of a CSV, NDJSON or Parquet file, each once."),
     "retention": ("ringlog.cli.retention:retention", "Plan or run the cut to the last 30 days, with an audit."),
     "tap": ("ringlog.cli.tap:tap", "Show records as they are appended, without consuming them."),
     "top": ("ringlog.cli.top:top", "Watch producers, lanes, the writer, spool, disks and servers."),

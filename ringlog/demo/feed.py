@@ -8,9 +8,8 @@ such difference of the recording.
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import itertools
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ringlog.errors import RinglogError
+from ringlog.replay.lines import FileError, Lines, blocks
 
-GZIP_MAGIC = b"\x1f\x8b"
 # Longest first: BTCFDUSD ends in USD too.
 QUOTE_SYMBOLS = ("FDUSD", "USDT", "USDC", "BUSD", "TUSD", "USD", "EUR", "BTC", "ETH", "BNB", "SOL")
 
 
-class FeedError(RinglogError):
-    """A recording cannot be read at all; the message names the file and what was wrong."""
+class FeedError(FileError):
+    """A recording has nothing to trade; the message names the file and what was wrong."""
 
 
 class BookTop(msgspec.Struct, frozen=True):
@@ -84,35 +82,23 @@ _decode = msgspec.json.Decoder(_Envelope).decode
 
 
 def read_recording(path: Path, on_broken: Callable[[int, str], None], containing: bytes = b"") -> Iterator[Message]:
-    """The messages of a recording (plain or gzip), in order; only of lines `containing` these bytes.
+    """The messages of a recording (plain, gzip or zstd), in order; only of lines `containing` these bytes.
 
     A broken line is told to `on_broken(line number, reason)` and the rest goes on; so is a truncated gzip file, whose
-    readable lines all come first. Raises FeedError where the file cannot be opened.
+    readable lines all come first. Raises FileError where the file cannot be opened.
     """
-    try:
-        with path.open("rb") as raw:
-            is_gzip = raw.read(2) == GZIP_MAGIC
-        stream = gzip.open(path, "rb") if is_gzip else path.open("rb")  # noqa: SIM115 (closed by the `with` below)
-    except OSError as error:
-        raise FeedError(f"recording {path}: got {error.strerror}, wanted a readable file") from None
     number = 0
-    with stream:
-        lines = iter(stream)
-        while True:
-            try:
-                line = next(lines, None)
-            except (EOFError, OSError, zlib.error) as error:
-                on_broken(number + 1, f"the file ends in the middle: {error}")
-                return
-            if line is None:
-                return
-            number += 1
-            if containing not in line:
-                continue
-            try:
-                yield _message(number, line)
-            except (ValueError, TypeError, msgspec.MsgspecError) as error:
-                on_broken(number, str(error))
+    with contextlib.closing(Lines(path)) as file:
+        for block in blocks(file, on_broken):
+            for number, line in enumerate(block.data.removesuffix(b"\n").split(b"\n"), block.line):
+                if containing not in line:
+                    continue
+                try:
+                    yield _message(number, line)
+                except (ValueError, TypeError, msgspec.MsgspecError) as error:
+                    on_broken(number, str(error))
+        if file.broken is not None:
+            on_broken(number + 1, f"the file ends in the middle: {file.broken}")
 
 
 def _message(number: int, line: bytes) -> Message:
@@ -160,7 +146,7 @@ class Survey(msgspec.Struct):
 
 
 def survey(path: Path) -> Survey:
-    """Reads a recording once. Raises FeedError where it cannot be opened or holds no message."""
+    """Reads a recording once. Raises FileError where it cannot be opened, FeedError where it holds no message."""
     found = Survey()
 
     def note(line: int, reason: str) -> None:

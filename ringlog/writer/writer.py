@@ -74,9 +74,7 @@ class Writer:
         self._directory = LaneDirectory(self._instance, on_empty=self._close_lane, on_absent=self._lose_lane)
         self._cuts = cuts
         self._cuts_by = time.monotonic() + CUTS_TIMEOUT_SECONDS
-        self._delivery = Delivery(
-            sink, self.statistics, settings.confirm_timeout_ms / 1000, self._supervisor.alive
-        )
+        self._delivery = Delivery(sink, self.statistics, settings.confirm_timeout_ms / 1000, self._supervisor.alive)
         spool = Spool(settings.spool_path, bytes_max=settings.spool_bytes_max)
         self._ledger = Ledger(spool.directory, spool.reserve, boot_id())
         self._refuge = Refuge(spool, self._ledger, settings.batch_rows_max, mirror)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ringlog.demo.feed import FeedError, read_recording, split_symbol, survey
+from ringlog.replay.lines import FileError
 
 TRADE = (
     b'1723161254087896568 {"stream":"btcusdt@trade","data":{"e":"trade","E":1723161255343,"s":"BTCUSDT",'
@@ -79,7 +80,7 @@ def test_a_truncated_gzip_gives_its_readable_lines_first(tmp_path: Path) -> None
 
 def test_a_missing_recording_is_named(tmp_path: Path) -> None:
     """A file that cannot be opened is an error that names it."""
-    with pytest.raises(FeedError, match=r"nowhere\.gz: got No such file"):
+    with pytest.raises(FileError, match=r"nowhere\.gz: got No such file"):
         survey(tmp_path / "nowhere.gz")
 
 

@@ -22,7 +22,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"lanes", "sinks"}),
     frozenset({"questdb", "postgres", "redis"}),
     frozenset({"producer", "writer", "servers", "audit", "monitor"}),
-    frozenset({"testing"}),  # for users' tests: a producer, and a drain into memory
+    frozenset({"testing", "replay"}),  # testing is for users' tests: a producer, and a drain into memory
     frozenset({"ringlog"}),  # the package's front door
     frozenset({"demo"}),
     frozenset({"cli"}),

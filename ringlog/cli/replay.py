@@ -1,0 +1,147 @@
+"""`ringlog replay`: records from a file."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from ringlog.cli import FAILED, INTERRUPTED
+from ringlog.cli.migrate import record_named
+from ringlog.errors import ConfigurationError
+from ringlog.records import PLATFORM_RECORDS, Record
+from ringlog.settings import Settings
+
+if TYPE_CHECKING:
+    from ringlog.replay.replay import Outcome
+
+
+def _speed(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
+    if text == "max":
+        return 0.0
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = -1.0
+    if not 0 <= speed < float("inf"):
+        raise click.BadParameter(f"got {text!r}, wanted a number above 0, or max")
+    return speed
+
+
+def _mapping(_context: click.Context, _parameter: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        field, equals, column = pair.partition("=")
+        if not (field and equals and column) or field in found:
+            raise click.BadParameter(f"got {pair!r}, wanted FIELD=COLUMN, each field once")
+        found[field] = column
+    return found
+
+
+@click.command("replay")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--record", "name", required=True, help="Trade, ..., a table's name, or MODULE:CLASS of your own.")
+@click.option(
+    "--map", "mapping", multiple=True, callback=_mapping, metavar="FIELD=COLUMN",
+    help="A column that is not called like its field; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--format", "file_format", type=click.Choice(["csv", "ndjson", "parquet"]), help="Where the name does not say it."
+)
+@click.option("--speed", default="max", show_default=True, callback=_speed, help="1 is as recorded.")
+@click.option("--resume", is_flag=True, help="Go on behind what an earlier replay of the file stored.")
+@click.option("--again", is_flag=True, help="Store it once more, whatever was stored before.")
+@click.option("--rejects", type=click.Path(path_type=Path, dir_okay=False), help="[default: FILE.rejects.ndjson]")
+@click.option("--runtime-dir", help="The instance's runtime directory (RINGLOG_RUNTIME_DIR).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def replay(
+    file: Path, name: str, mapping: dict[str, str], file_format: str | None, speed: float, resume: bool, again: bool,
+    rejects: Path | None, runtime_dir: str | None, as_json: bool,
+) -> int:  # fmt: skip
+    """Append the records of FILE: CSV, NDJSON or Parquet; CSV and NDJSON also as .gz or .zst. A writer stores them.
+
+    Killed at any moment and run again with --resume, it stores every record once. Rows that no record can be made of go
+    to a file with line number and reason. Exits 0 if all rows were accepted, 1 if not, 130 after Ctrl-C or SIGTERM.
+    """
+    from ringlog.replay.replay import Replay
+
+    if resume and again:
+        raise click.UsageError("got --resume and --again, wanted one of them")
+    settings = Settings.from_environment(runtime_dir=runtime_dir)
+    mode = "resume" if resume else "again" if again else "new"
+    with Replay(
+        file, _record(name), settings, mapping=mapping, file_format=file_format, speed=speed, mode=mode, rejects=rejects
+    ) as going:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: going.stop())
+        with _View(file, is_quiet=as_json) as view:
+            outcome = going.run(view.show)
+    if as_json:
+        click.echo(msgspec.json.encode(outcome))
+    else:
+        _summarise(outcome)
+    if not outcome.is_finished and not outcome.broken_end:
+        return INTERRUPTED
+    return FAILED if outcome.rejected or outcome.broken_end else 0
+
+
+def _record(name: str) -> type[Record]:
+    if ":" in name:
+        return record_named(name)
+    for record in PLATFORM_RECORDS:
+        if name in (record.__name__, record.__table__):
+            return record
+    known = ", ".join(record.__name__ for record in PLATFORM_RECORDS)
+    raise ConfigurationError(f"--record: got {name!r}, wanted one of {known}, their tables, or MODULE:CLASS")
+
+
+def _summarise(outcome: Outcome) -> None:
+    rate = f", {outcome.accepted / max(outcome.seconds, 1e-9):,.0f} records/s" if outcome.is_finished else ""
+    click.echo(f"{outcome.table}: {outcome.accepted:,} records accepted, {outcome.rejected:,} rows rejected{rate}")
+    if outcome.rejects:
+        click.echo(f"rejected rows, with line numbers and reasons: {outcome.rejects}")
+    if outcome.broken_end:
+        click.echo(f"{outcome.broken_end}: mend the file, then --resume goes on behind what was read")
+    elif not outcome.is_finished:
+        click.echo("stopped before the end: --resume goes on")
+
+
+class _View:
+    """A progress bar on a terminal; elsewhere only why the lane takes nothing, once for each reason."""
+
+    def __init__(self, file: Path, *, is_quiet: bool) -> None:
+        self._is_quiet = is_quiet
+        self._said = ""
+        self._bar: Any = None
+        self._bytes = file.stat().st_size
+        self._name = file.name
+
+    def __enter__(self) -> _View:
+        if sys.stderr.isatty() and not self._is_quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            text = TextColumn("{task.fields[counts]}")
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), text, TimeElapsedColumn(), console=Console(stderr=True)
+            )
+            self._task = self._bar.add_task(self._name, total=None, counts="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, outcome: Outcome) -> None:
+        if self._bar is not None:
+            rate = outcome.accepted / max(outcome.seconds, 1e-9)
+            counts = f"{outcome.accepted:,} accepted {outcome.rejected:,} rejected {rate:,.0f}/s {outcome.waiting}"
+            self._bar.update(self._task, total=outcome.total or None, completed=outcome.done, counts=counts)
+        elif outcome.waiting and outcome.waiting != self._said and not self._is_quiet:
+            self._said = outcome.waiting
+            click.echo(f"ringlog replay: waiting, {outcome.waiting}", err=True)

@@ -1,0 +1,332 @@
+"""The replay itself: parts of a file become slots, slots go into a lane as it has room, and the journal follows."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ringlog.arrays import assembled
+from ringlog.errors import RecordValueError
+from ringlog.lanes.instance import Instance, boot_id
+from ringlog.layout import BoardReason
+from ringlog.producer import Appender, Producer
+from ringlog.records import TIMESTAMP, Record, defaults_of, layout_of
+from ringlog.replay.journal import Journal, Progress, ReplayError
+from ringlog.replay.lines import FileError
+from ringlog.replay.slots import Unsound, slots_of
+from ringlog.replay.sources import SOURCES, Part, format_of
+from ringlog.settings import Settings
+from ringlog.validation import TIMESTAMP_AHEAD_MAX_US, exact_value
+
+CHECKPOINT_SECONDS = 1.0  # what is read again after a kill; what was accepted is known exactly all the while
+POLL_SECONDS = 0.002
+WAIT_SECONDS = 0.05
+
+
+class Outcome(msgspec.Struct):
+    """What a replay did, all its runs together; `waiting` is why the lane takes nothing just now."""
+
+    path: str
+    table: str
+    accepted: int
+    rejected: int
+    rejects: str  # the file that has them
+    seconds: float  # of this run
+    is_finished: bool
+    broken_end: str = ""
+    waiting: str = ""
+    done: int = 0  # of `total`: bytes of the file as it lies on disk, rows of a Parquet file
+    total: int = 0
+
+
+class Replay:
+    """Replays the records of a file into an instance; use it with `with`.
+
+    `mapping`: field to column, where they are not called alike. `speed`: 1 as recorded, 0 as fast as the lane takes.
+    `mode`: "new" raises ReplayError where this file was replayed before; "resume" goes on behind what was accepted;
+    "again" begins anew. `rejects`: where rows that no record can be made of go, with line number and reason.
+    Raises FileError, ReplayError, RecordTypeError, LaneError, SpoolError.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        record_type: type[Record],
+        settings: Settings,
+        *,
+        mapping: Mapping[str, str] | None = None,
+        file_format: str | None = None,
+        speed: float = 0.0,
+        mode: str = "new",
+        rejects: Path | None = None,
+    ) -> None:
+        self._path = path.absolute()
+        self._layout = layout_of(record_type)
+        self._record_type = record_type
+        self._defaults = defaults_of(record_type)
+        self._speed = speed
+        self._mode = mode
+        self._rejects_path = rejects or self._path.with_name(self._path.name + ".rejects.ndjson")
+        mapping = dict(mapping or {})
+        source = SOURCES[format_of(self._path, file_format)]
+        self._source = source(self._path, self._layout, frozenset({*self._defaults, TIMESTAMP}), mapping)
+        latest_us = time.time_ns() // 1000 + TIMESTAMP_AHEAD_MAX_US
+        self._wanted = Progress(
+            str(self._path), self._layout.table, self._layout.to_json().decode(), mapping, latest_us
+        )
+        self._settings = settings
+        self._is_stopped = False
+        self._waiting = ""
+        self._began = time.monotonic()
+        self._resources = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            instance = Instance(self._settings).open()
+            self._journal = Journal(instance, self._path, self._layout.table)
+            stack.callback(self._journal.close)
+            self._progress = self._begun()
+            self._parts = self._source.parts(self._progress.place)
+            self._first = next(self._parts, None)  # what is wrong with the whole file is told first
+            if self._speed and not self._source.has_timestamps:
+                raise FileError(f"{self._path}: got no timestamp column, wanted one for --speed {self._speed:g}")
+            self._producer = stack.enter_context(Producer([self._record_type], settings=self._settings))
+            self._appender: Appender = self._producer.appender(self._record_type)
+            self._rejects = stack.enter_context(_Rejects(self._rejects_path, self._progress.rejects_bytes))
+            self._resources = stack.pop_all()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._resources.close()
+
+    def _begun(self) -> Progress:
+        """Where to begin. Raises ReplayError where the journal says something else than what is asked for."""
+        found = self._journal.read()
+        if found is None or self._mode == "again":
+            return self._wanted
+        if self._mode != "resume":
+            state = "was replayed" if found.is_finished else "was replayed in part"
+            raise ReplayError(
+                f"{self._path}: got a file that {state} into {found.table} ({found.accepted} records): "
+                "--resume goes on behind them, --again stores them once more"
+            )
+        for name in ("layout", "mapping"):
+            if getattr(found, name) != getattr(self._wanted, name):
+                raise ReplayError(
+                    f"{self._path}: got another {name} than it was begun with, wanted {getattr(found, name)}"
+                )
+        self._journal.settle(found)
+        if not found.skip:
+            found.latest_us = self._wanted.latest_us
+        return found
+
+    def stop(self) -> None:
+        """Asks `run` to end soon; it can be resumed. Safe in a signal handler."""
+        self._is_stopped = True
+
+    def run(self, on_progress: Callable[[Outcome], None] = lambda _outcome: None) -> Outcome:
+        """Replays the rest of the file; `on_progress` hears of it with each part, and while the lane has no room."""
+        self._progress.is_finished = False
+        self._on_progress = on_progress
+        self._skip = self._progress.skip
+        self._checkpoint_lane()
+        checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
+        for part in self._all_parts():
+            if not self._replay(part):
+                break
+            self._progress.place = part.after
+            # What lay behind the place when the last run was killed had to be judged as it was then; no more.
+            renews = not self._skip and self._progress.latest_us != self._wanted.latest_us
+            if renews or time.monotonic() >= checkpoint_at:
+                self._progress.latest_us = self._progress.latest_us if self._skip else self._wanted.latest_us
+                self._checkpoint()
+                checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
+        else:
+            self._progress.is_finished = not self._source.broken_end
+            self._checkpoint(is_over=True)
+        return self.outcome()
+
+    def outcome(self) -> Outcome:
+        """How far it is."""
+        return Outcome(
+            path=str(self._path),
+            table=self._layout.table,
+            accepted=self._progress.accepted,
+            rejected=self._progress.rejected,
+            rejects=str(self._rejects_path) if self._progress.rejected else "",
+            seconds=time.monotonic() - self._began,
+            is_finished=self._progress.is_finished,
+            broken_end=self._source.broken_end,
+            waiting=self._waiting,
+            done=self._source.extent[0],
+            total=self._source.extent[1],
+        )
+
+    def _all_parts(self) -> Iterator[Part]:
+        if self._first is not None:
+            yield self._first
+        self._first = None
+        yield from self._parts
+
+    def _replay(self, part: Part) -> bool:
+        """Appends what of a part is not accepted yet; False where it was stopped before the end."""
+        slots, wrong = self._judged(part)
+        passed = min(self._skip, len(slots))
+        self._skip -= passed
+        for rows in self._due(slots[passed:]):
+            while len(rows):
+                if self._is_stopped:
+                    return False
+                taken = self._appended(rows, passed)
+                passed += taken
+                rows = rows[taken:]
+        self._progress.rejected += len(wrong)
+        self._rejects.write(wrong)
+        self._on_progress(self.outcome())
+        return not self._is_stopped
+
+    def _judged(self, part: Part) -> tuple[NDArray[Any], list[tuple[int, str, str]]]:
+        """The sound rows of a part as slots, and number, reason and text of the others, in order."""
+        rows, now_us = len(part.numbers), time.time_ns() // 1000
+        wrong: list[tuple[int, str]] = []
+        try:
+            if part.columns is None:
+                raise Unsound
+            slots = slots_of(self._layout, part.columns, rows, self._defaults, now_us, self._progress.latest_us)
+        except Unsound:
+            slots, wrong = assembled(self._record_type, [functools.partial(self._row, part, i) for i in range(rows)])
+        told = [(int(part.numbers[number]), reason, part.text(number)) for number, reason in wrong]
+        return slots, sorted(told + part.broken)
+
+    def _row(self, part: Part, number: int) -> Mapping[str, Any]:
+        """A row for append, which takes an hour from now; here every run must judge alike."""
+        row = part.row(number)
+        stamp = row.get(TIMESTAMP)
+        if stamp is not None:
+            stamp = exact_value(self._layout.name, self._layout.field(TIMESTAMP), stamp)
+            if stamp > self._progress.latest_us:
+                raise RecordValueError(
+                    f"{self._layout.name}.timestamp: got {stamp}, wanted at most {self._progress.latest_us}, "
+                    "an hour from the start of the replay"
+                )
+        return row
+
+    def _due(self, slots: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """The slots, as they are due: at once, or at the pace of their timestamps."""
+        if not self._speed or not len(slots):
+            yield slots
+            return
+        stamps = np.maximum.accumulate(slots[TIMESTAMP])
+        if self._paced_from is None:
+            self._paced_from = (int(stamps[0]), time.monotonic())
+        first_us, began = self._paced_from
+        due = began + (stamps - first_us) / 1e6 / self._speed
+        given = 0
+        while given < len(slots) and not self._is_stopped:
+            now = time.monotonic()
+            ready = int(np.searchsorted(due, now, "right"))
+            if ready > given:
+                yield slots[given:ready]
+                given = ready
+            else:
+                time.sleep(min(due[given] - now, WAIT_SECONDS))
+
+    _paced_from: tuple[int, float] | None = None
+
+    def _appended(self, rows: NDArray[Any], passed: int) -> int:
+        """Appends as many rows as the lane has room for; waits a moment where it has none. `passed`: see `_follow`."""
+        room = self._room()
+        if not room:
+            time.sleep(POLL_SECONDS)
+            self._on_progress(self.outcome())
+            return 0
+        taken = self._appender.append_sound(rows[:room])
+        if self._appender.lane != self._lane:
+            self._follow(passed, taken)
+        self._progress.accepted += taken
+        if not taken:
+            self._waiting = self._appender.refused_reason() or ""
+            time.sleep(WAIT_SECONDS)
+        return taken
+
+    def _room(self) -> int:
+        """How many rows may be appended now without a refusal, which would be counted; why there is none."""
+        board = self._producer.board
+        if board is not None and board.reason is not BoardReason.ACCEPTING:
+            self._waiting = f"the board says {board.reason.name.lower()}"
+            return 0
+        room = self._appender.room
+        self._waiting = "" if room else "the lane is full: does a writer run?"
+        return room
+
+    def _follow(self, passed: int, taken: int) -> None:
+        """The lane was retired under us, and the append claimed one that begins `passed` rows into the part."""
+        self._progress.rejects_bytes = self._rejects.sync()
+        self._write(skip=passed, lane=self._appender.lane or 0, first_seq=self._appender.accepted - taken)
+
+    def _checkpoint_lane(self) -> None:
+        self._write(skip=self._progress.skip, lane=self._appender.lane or 0, first_seq=self._appender.accepted)
+
+    def _checkpoint(self, *, is_over: bool = False) -> None:
+        """Behind a whole part, whose rejects are durable first."""
+        self._progress.rejects_bytes = self._rejects.sync()
+        lane = 0 if is_over else self._appender.lane or 0
+        self._write(skip=self._skip, lane=lane, first_seq=self._appender.accepted if lane else 0)
+
+    def _write(self, *, skip: int, lane: int, first_seq: int) -> None:
+        self._progress.skip, self._progress.lane, self._progress.first_seq = skip, lane, first_seq
+        self._progress.boot_id = boot_id()
+        self._journal.write(self._progress)
+        self._lane = lane or None
+
+
+class _Rejects:
+    """The file of rejected rows, one JSON object a line; cut back to what the journal knows, made with the first."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path = path
+        self._size = size_bytes
+        self._file: Any = None
+
+    def __enter__(self) -> _Rejects:
+        if self._path.exists():
+            try:
+                os.truncate(self._path, self._size)
+            except OSError as error:
+                raise self._refused(error) from None
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, wrong: list[tuple[int, str, str]]) -> None:
+        if not wrong:
+            return
+        try:
+            if self._file is None:
+                self._file = self._path.open("ab")
+            for line, reason, text in wrong:
+                self._file.write(msgspec.json.encode({"line": line, "reason": reason, "text": text}) + b"\n")
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def sync(self) -> int:
+        """Makes all so far durable; the size of the file."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._size = self._file.tell()
+        return self._size
+
+    def _refused(self, error: OSError) -> FileError:
+        return FileError(f"{self._path}: got {error.strerror}, wanted a file for rejected rows: see --rejects")
