@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from ringlog.records import Kind, Trade, layout_of
+
 # Takes the 17 values by position and stamps the record. False: no room at the moment.
 Send = Callable[..., bool]
 # Waits at most so many seconds for a record, then takes all that are at hand: how many, and the sum of their fees.
@@ -44,32 +46,25 @@ class Peer:
     server: str = ""
 
 
-class Message(msgspec.Struct, array_like=True, gc=False):
-    """A trade as a program with msgspec would send it."""
-
-    trader_id: str
-    mode: str
-    action: str
-    base_token: str
-    quote_token: str
-    base_amount: float
-    quote_amount: float
-    executed_price: float
-    transaction_fee: int
-    priority_fee: int
-    expected_slippage: float
-    actual_slippage: float
-    mev_status: str
-    mev_protected: bool
-    transfer_fees: float
-    tx_signature: str
-    metadata: str
-    timestamp: int
-
-
+FIELDS = layout_of(Trade).fields  # the timestamp last
+_TYPES: dict[Kind, type] = {Kind.DOUBLE: float, Kind.LONG: int, Kind.BOOLEAN: bool, Kind.TIMESTAMP: int}
+# A trade as a program with msgspec would send it.
+Message = msgspec.defstruct(
+    "Message", [(field.name, _TYPES.get(field.kind, str)) for field in FIELDS], array_like=True, gc=False
+)
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Message).decode
 
 
 def encoded(*values: Any) -> bytes:
     return encode(Message(*values, time.time_ns() // 1000))
+
+
+def as_tuples(put: Callable[[tuple[Any, ...]], Any]) -> Send:
+    """Hands each trade to `put`, which waits for room, as a tuple of its values and its time."""
+
+    def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
+        put((a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, time.time_ns() // 1000))
+        return True
+
+    return send

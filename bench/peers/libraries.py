@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from bench.peers.contract import Message, Peer, Place, Receive, Send, decode, encoded
+from bench.peers.contract import FIELDS, Message, Peer, Place, Receive, Send, as_tuples, decode, encoded
 from bench.peers.stdlib import FEE, taken
+from ringlog.records import Kind
 
 CHANNEL_BYTES = 16 * 1024 * 1024
 
@@ -50,17 +51,18 @@ def cloudtoid_consumer(place: Place) -> Iterator[Receive]:
         yield taken(get, _fee)
 
 
+_CTYPES: dict[Kind, Any] = {
+    Kind.DOUBLE: ctypes.c_double,
+    Kind.LONG: ctypes.c_int64,
+    Kind.BOOLEAN: ctypes.c_bool,
+    Kind.TIMESTAMP: ctypes.c_int64,
+}
+
+
 class TradeStructure(ctypes.Structure):
     """A trade as iceoryx2's Python binding takes it."""
 
-    _fields_ = (
-        ("trader_id", ctypes.c_char * 32), ("mode", ctypes.c_char * 8), ("action", ctypes.c_char * 8),
-        ("base_token", ctypes.c_char * 44), ("quote_token", ctypes.c_char * 44), ("base_amount", ctypes.c_double),
-        ("quote_amount", ctypes.c_double), ("executed_price", ctypes.c_double), ("transaction_fee", ctypes.c_int64),
-        ("priority_fee", ctypes.c_int64), ("expected_slippage", ctypes.c_double), ("actual_slippage", ctypes.c_double),
-        ("mev_status", ctypes.c_char * 16), ("mev_protected", ctypes.c_bool), ("transfer_fees", ctypes.c_double),
-        ("tx_signature", ctypes.c_char * 88), ("metadata", ctypes.c_char * 158), ("timestamp", ctypes.c_int64),
-    )  # fmt: skip
+    _fields_ = tuple((field.name, _CTYPES.get(field.kind) or ctypes.c_char * field.width_bytes) for field in FIELDS)
 
     @staticmethod
     def type_name() -> str:
@@ -130,13 +132,7 @@ def _faster_fifo(_: Any) -> Any:
 
 @contextlib.contextmanager
 def faster_fifo_producer(place: Place) -> Iterator[Send]:
-    put = place.channel.put
-
-    def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
-        put((a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, time.time_ns() // 1000))
-        return True
-
-    yield send
+    yield as_tuples(place.channel.put)
 
 
 @contextlib.contextmanager

@@ -10,21 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from bench.peers.contract import Message, Peer, Place, Receive, Send
+from bench.peers.contract import FIELDS, Peer, Place, Receive, Send
 from bench.stack import wait_for
 from ringlog import Producer
 from ringlog.decode import Decoder
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import LaneDirectory, remove_instance
-from ringlog.records import Trade, layout_of
+from ringlog.records import Kind, Trade, layout_of
 from ringlog.settings import Settings
 
 CAPACITY = 32_768
-_TEXT_BYTES = {"metadata": 158, "tx_signature": 88, "base_token": 44, "quote_token": 44, "trader_id": 32}
-_NUMPY_TYPES: dict[Any, str] = {"float": "f8", "int": "i8", "bool": "?"}
-DTYPE = np.dtype(
-    [(name, _NUMPY_TYPES.get(kind, f"S{_TEXT_BYTES.get(name, 16)}")) for name, kind in Message.__annotations__.items()]
-)
+_NUMPY_TYPES = {Kind.DOUBLE: "f8", Kind.LONG: "i8", Kind.BOOLEAN: "?", Kind.TIMESTAMP: "i8"}
+DTYPE = np.dtype([(field.name, _NUMPY_TYPES.get(field.kind, f"S{field.width_bytes}")) for field in FIELDS])
 
 
 def _settings(place: Place) -> Settings:

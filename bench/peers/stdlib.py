@@ -10,20 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench.peers.contract import Message, Peer, Place, Receive, Send
+from bench.peers.contract import Message, Peer, Place, Receive, Send, as_tuples
 
 FEE = Message.__struct_fields__.index("transaction_fee")
 
 
 @contextlib.contextmanager
 def queue_producer(place: Place) -> Iterator[Send]:
-    put = place.channel.put
-
-    def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
-        put((a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, time.time_ns() // 1000))
-        return True
-
-    yield send
+    yield as_tuples(place.channel.put)
 
 
 def taken(get: Callable[[float], Any], fee: Callable[[Any], int]) -> Receive:
@@ -50,13 +44,7 @@ def queue_consumer(place: Place) -> Iterator[Receive]:
 
 @contextlib.contextmanager
 def pipe_producer(place: Place) -> Iterator[Send]:
-    put = place.channel[1].send
-
-    def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
-        put((a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, time.time_ns() // 1000))
-        return True
-
-    yield send
+    yield as_tuples(place.channel[1].send)
 
 
 @contextlib.contextmanager
