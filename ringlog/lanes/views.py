@@ -13,7 +13,7 @@ import numpy as np
 from ringlog._ring_python import fence
 from ringlog.decode import Slots
 from ringlog.errors import SegmentRefused
-from ringlog.lanes.segments import SegmentBlank
+from ringlog.lanes.segments import MappedSegment, SegmentBlank
 from ringlog.layout import (
     HEAD_OFFSET,
     HEADER,
@@ -139,6 +139,22 @@ class LaneView:
 
     def close(self) -> None:
         self._slots.release()
+
+
+class MappedLane(LaneView):
+    """The lane of a segment, mapped for reading alone; closed with its mapping. Raises what MappedSegment does, too."""
+
+    def __init__(self, segment: str, lane: int | None = None) -> None:
+        self._segment = MappedSegment(segment)
+        try:
+            super().__init__(segment, self._segment.memory, lane)
+        except BaseException:
+            self._segment.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self._segment.close()
 
 
 def _checked_header(name: str, memory: Any) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from ringlog.decode import Decoder
 from ringlog.errors import LaneError, SegmentRefused
 from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance
-from ringlog.lanes.segments import MappedSegment, SegmentBlank
-from ringlog.lanes.views import LaneView
+from ringlog.lanes.segments import SegmentBlank
+from ringlog.lanes.views import LaneView, MappedLane
 from ringlog.layout import Refused
 from ringlog.monitor.rows import rows_of_columns, time_of
 from ringlog.records import SEQ
@@ -61,20 +61,16 @@ def flight_record(where: str, instance: Instance, rows_max: int | None = None) -
     if not _NAME.fullmatch(where):
         raise LaneError(f"{where!r}: got neither a file nor the name of a segment")
     try:
-        segment = MappedSegment(where)
+        lane = MappedLane(where)
     except FileNotFoundError:
         known = ", ".join(card.segment for card in cards(instance)) or "no lanes"
         raise LaneError(
             f"{where}: got no segment and no file of that name; the instance {instance.runtime_dir} has {known}"
         ) from None
     try:
-        view = LaneView(where, segment.memory)
-        try:
-            return _of(view, rows_max)
-        finally:
-            view.close()
+        return _of(lane, rows_max)
     finally:
-        segment.close()
+        lane.close()
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -18,8 +18,8 @@ from ringlog.lanes.board import Board
 from ringlog.lanes.claims import Card, cards
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.locks import is_locked
-from ringlog.lanes.segments import MappedSegment, SegmentBlank
-from ringlog.lanes.views import LaneView
+from ringlog.lanes.segments import SegmentBlank
+from ringlog.lanes.views import MappedLane
 from ringlog.layout import LaneState, Refused
 from ringlog.monitor.probes import ServerFigures
 from ringlog.monitor.rows import time_of
@@ -117,21 +117,10 @@ class Snapshot(msgspec.Struct):
         return sum(sum(lane.refused.values()) for lane in self.lanes)
 
 
-class _Watched:
-    """A lane's mapping, and its counts at the last look."""
+class _Watched(MappedLane):
+    """A lane and its counts at the last look."""
 
-    def __init__(self, card: Card) -> None:
-        self.segment = MappedSegment(card.segment)
-        try:
-            self.view = LaneView(card.segment, self.segment.memory, card.lane)
-        except BaseException:
-            self.segment.close()
-            raise
-        self.counts: tuple[float, int, int, int] | None = None
-
-    def close(self) -> None:
-        self.view.close()
-        self.segment.close()
+    counts: tuple[float, int, int, int] | None = None
 
 
 class Observer:
@@ -182,7 +171,7 @@ class Observer:
             size_bytes=card.size_bytes,
         )
         try:
-            watched = self._watched.get(card.lane) or _Watched(card)
+            lane = self._watched.get(card.lane) or _Watched(card.segment, card.lane)
         except FileNotFoundError:
             figures.trouble = "its segment is gone"
         except SegmentBlank:
@@ -190,8 +179,8 @@ class Observer:
         except LaneError as error:
             figures.trouble = str(error)
         else:
-            self._watched[card.lane] = watched
-            _fill(figures, watched, now_us, owned=owned)
+            self._watched[card.lane] = lane
+            _fill(figures, lane, now_us, owned=owned)
         return figures
 
     def _writer(self, beat_us: int, figures: dict[str, Any], now_us: int, lag_s: float) -> WriterFigures:
@@ -217,33 +206,32 @@ class Observer:
         self._watched.clear()
 
 
-def _fill(figures: LaneFigures, watched: _Watched, now_us: int, *, owned: bool) -> None:
-    view = watched.view
-    state = view.state
+def _fill(figures: LaneFigures, lane: _Watched, now_us: int, *, owned: bool) -> None:
+    state = lane.state
     if state != LaneState.OPEN:
         figures.owner = "left" if state == LaneState.CLOSED else "adopted"
     elif not owned:
         figures.owner = "dead"
-    tail, head = view.tail, view.head  # in this order: the difference is never negative
-    figures.capacity, figures.accepted, figures.confirmed = view.capacity, head, tail
-    figures.waiting = max(min(head - tail, view.capacity), 0)
-    figures.fill = figures.waiting / view.capacity
-    figures.refused = {reason.name.lower(): n for reason, n in zip(Refused, view.refused, strict=True) if n}
+    tail, head = lane.tail, lane.head  # in this order: the difference is never negative
+    figures.capacity, figures.accepted, figures.confirmed = lane.capacity, head, tail
+    figures.waiting = max(min(head - tail, lane.capacity), 0)
+    figures.fill = figures.waiting / lane.capacity
+    figures.refused = {reason.name.lower(): n for reason, n in zip(Refused, lane.refused, strict=True) if n}
     refused = sum(figures.refused.values())
     if head:
-        last = view.timestamp_us(head - 1)
+        last = lane.timestamp_us(head - 1)
         figures.idle_s = None if last is None else max(now_us - last, 0) / 1e6
     if head > tail:
-        oldest = view.timestamp_us(tail)
+        oldest = lane.timestamp_us(tail)
         figures.lag_s = None if oldest is None else max(now_us - oldest, 0) / 1e6
     now = time.monotonic()
-    if watched.counts is not None and now > watched.counts[0]:
-        before, accepted, confirmed, refusals = watched.counts
+    if lane.counts is not None and now > lane.counts[0]:
+        before, accepted, confirmed, refusals = lane.counts
         seconds = now - before
         figures.rate = (head - accepted) / seconds
         figures.confirm_rate = (tail - confirmed) / seconds
         figures.refuse_rate = (refused - refusals) / seconds
-    watched.counts = (now, head, tail, refused)
+    lane.counts = (now, head, tail, refused)
 
 
 def _status_of(board: Board | None) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from ringlog.decode import Decoder
 from ringlog.errors import LaneError
 from ringlog.lanes.claims import Card, cards
 from ringlog.lanes.instance import Instance
-from ringlog.lanes.segments import MappedSegment, SegmentBlank
-from ringlog.lanes.views import LaneView
+from ringlog.lanes.segments import SegmentBlank
+from ringlog.lanes.views import MappedLane
 from ringlog.records import RecordLayout
 
 ROWS_MAX = 2_048  # of one copy: small enough to be made long before a lane comes round
@@ -36,21 +36,10 @@ class Tapped(NamedTuple):
     unreadable: int
 
 
-class _Lane:
+class _Lane(MappedLane):
     """A lane under the tap, and the seq of the record to show next."""
 
-    def __init__(self, card: Card, *, from_now: bool) -> None:
-        self.segment = MappedSegment(card.segment)
-        try:
-            self.view = LaneView(card.segment, self.segment.memory, card.lane)
-        except BaseException:
-            self.segment.close()
-            raise
-        self.next_seq = self.view.head if from_now else 0
-
-    def close(self) -> None:
-        self.view.close()
-        self.segment.close()
+    next_seq = 0
 
 
 class Tap:
@@ -102,7 +91,9 @@ class Tap:
     def _attach(self) -> None:
         for number, card in list(self._pending.items()):
             try:
-                self._lanes[number] = _Lane(card, from_now=self._is_first)
+                lane = self._lanes[number] = _Lane(card.segment, card.lane)
+                if self._is_first:
+                    lane.next_seq = lane.head
             except (FileNotFoundError, SegmentBlank):
                 if number in self._here:
                     continue  # its claim is not complete yet
@@ -113,13 +104,13 @@ class Tap:
 
     def _read(self, lane: _Lane) -> Tapped:
         at = lane.next_seq
-        copied = lane.view.copied(at, ROWS_MAX)
+        copied = lane.copied(at, ROWS_MAX)
         lane.next_seq = copied.next_seq
-        layout = lane.view.layout
+        layout = lane.layout
         decoder = self._decoders.setdefault(layout, Decoder(layout))
         columns, sound, corrupt = decoder.decode(copied.slots)
         rows = sum(run.rows for run in sound)
-        return Tapped(layout, lane.view.lane, rows, columns, copied.skipped, at, len(corrupt))
+        return Tapped(layout, lane.lane, rows, columns, copied.skipped, at, len(corrupt))
 
     def close(self) -> None:
         for lane in self._lanes.values():
