@@ -108,7 +108,7 @@ class Spool:
         try:
             return self._tables[table].read(rows_max) if table in self._tables else None
         except OSError as error:
-            raise refusal(self.path, error, "a disk that takes the quarantine") from error
+            raise refusal(self.path, error, "a disk that takes changes") from error
 
     def confirm(self, replay: Replay) -> None:
         """`replay` and all that was read before it is safe elsewhere: moves the cursor, then removes passed files.

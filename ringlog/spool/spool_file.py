@@ -61,7 +61,13 @@ class SpoolFile:
         """A new durable file without frames, named by its first ordinal. Raises OSError."""
         packed = pack_file_header(secrets.randbits(64), ordinal, row, layout.to_json())
         name = file_name(ordinal)
-        return cls(directory, name, directory.create(name, [packed]), parse_file_header(packed))
+        try:
+            descriptor = directory.create(name, [packed])
+        except OSError:  # perhaps only once it had its name: nobody would know of it before the next start
+            with contextlib.suppress(OSError):
+                directory.remove(name)
+            raise
+        return cls(directory, name, descriptor, parse_file_header(packed))
 
     @classmethod
     def open(cls, directory: Directory, name: str) -> SpoolFile:

@@ -138,7 +138,10 @@ class TableSpool:
 
     def read(self, rows_max: int) -> Replay | None:
         """See `Reader.read`. Memory: the slots returned; nothing else grows with the spool."""
-        return self._reader.read(rows_max, self._end)
+        replay = self._reader.read(rows_max, self._end)
+        if replay is None and not self.rows:  # files without a frame: their process died, or failed, before the first
+            self._remove_passed(all_read=self._all_read)
+        return replay
 
     def rewind(self) -> None:
         """The next read starts again at the confirmed position: what was read since was not confirmed."""
@@ -155,19 +158,23 @@ class TableSpool:
                 self.confirmed = through
             if self._reader.position < self.confirmed:
                 self._reader.seek(self.confirmed)
-            self._remove_passed(all_read=self._reader.at_end and self._reader.position <= self.confirmed)
+            self._remove_passed(all_read=self._all_read)
         except OSError as error:
             raise refusal(self._directory.path, error, "a disk that takes writes") from error
 
+    @property
+    def _all_read(self) -> bool:
+        """Whether nothing is left to be read, or to be confirmed."""
+        return self._reader.at_end and self._reader.position <= self.confirmed
+
     def _remove_passed(self, *, all_read: bool) -> None:
-        """Removes the files that the cursor passed; the last one only where everything in it was read.
+        """Removes the files that the cursor passed; the last one only where everything was read.
 
         A file that failed to go is tried again with the next confirmation or at the next start.
         """
         while self._files:
-            following = self._files[1].first_ordinal if len(self._files) > 1 else None
-            passed = all_read if following is None else self.confirmed.ordinal >= following
-            if not passed:
+            # Between two files an ordinal may be missing that a failed append used up.
+            if not all_read and not (len(self._files) > 1 and self.confirmed.ordinal >= self._files[1].first_ordinal):
                 return
             file = self._files[0]
             if file is self._current:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -201,3 +203,31 @@ def test_any_history_keeps_what_was_acknowledged(
     survivor = open_spool(path)
     model.check(survivor)
     survivor.close()
+
+
+def test_no_file_is_left_behind_once_all_is_confirmed(tmp_path: Path) -> None:
+    """Whatever step a process died at, or an append failed at, a spool that was drained afterwards has no files."""
+    for step in range(60):
+        for fails in (False, True):
+            path = tmp_path / f"{step}-{fails}"
+            disk = FaultyDisk(fault=_failing_at(step)) if fails else FaultyDisk(crash_at=step)
+            with descriptors_closed(), contextlib.suppress(Crash, SpoolError):
+                spool = open_spool(path, system=disk)
+                for first in (0, 10, 20):
+                    with contextlib.suppress(SpoolError):
+                        append(spool, Span(1, first, 10))
+                drain(spool)
+            with descriptors_closed():
+                spool = open_spool(path)
+                drain(spool)
+                assert spool.tables() == []
+                spool.close()
+            assert list(path.glob("tables/*/*.spool")) == [], (step, fails)
+
+
+def _failing_at(step: int) -> Callable[[int, str], None]:
+    def fault(at: int, call: str) -> None:
+        if at == step:
+            raise OSError(errno.EIO, f"injected into {call}")
+
+    return fault
