@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,15 +70,26 @@ class Card(msgspec.Struct, frozen=True):
     claimed_at_us: int
 
 
-def cards(instance: Instance) -> list[Card]:
-    """The cards of all lanes of the instance; one that is half written or foreign is left out."""
+def cards(instance: Instance, known: Container[int] = ()) -> list[Card]:
+    """The cards of the instance's lanes, but for those in `known`; one that is half written or foreign is left out."""
     found = []
-    for path in sorted(instance.lanes_dir.glob("*.json")):
+    names = sorted(os.listdir(instance.lanes_dir)) if instance.lanes_dir.exists() else []
+    for name in names:
+        number, _, suffix = name.partition(".")
+        if suffix != "json" or _number_of(number) in known:
+            continue
         try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=Card))
+            found.append(msgspec.json.decode((instance.lanes_dir / name).read_bytes(), type=Card))
         except (OSError, msgspec.MsgspecError):
             continue
     return found
+
+
+def _number_of(name: str) -> int:
+    try:
+        return int(name, 16)
+    except ValueError:
+        return 0  # no lane's
 
 
 class OwnedLane:

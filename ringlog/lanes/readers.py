@@ -131,7 +131,7 @@ class LaneDirectory:
     def refresh(self) -> None:
         """Attaches lanes that are new since the last look; a lane that cannot be attached is logged once and kept."""
         try:
-            found = cards(self._instance)
+            found = cards(self._instance, self.lanes.keys() | self.refused.keys())
         except OSError as error:  # no free descriptor, say: those that are attached go on
             logger.error("lanes cannot be listed yet: %s", error)
             return

@@ -149,11 +149,17 @@ def layout_of(record_type: type[Record]) -> RecordLayout:
 
 def defaults_of(record_type: type[Record]) -> dict[str, Any]:
     """Field name to default value, for the fields that have one (`timestamp` left out)."""
-    return {
-        field.name: field.default
+    return dict(_defaults_of(record_type))
+
+
+@functools.cache
+def _defaults_of(record_type: type[Record]) -> tuple[tuple[str, Any], ...]:
+    """Found by resolving the class's annotations, which takes longer than everything else in opening a producer."""
+    return tuple(
+        (field.name, field.default)
         for field in msgspec.structs.fields(record_type)
         if field.default is not msgspec.NODEFAULT and field.name != TIMESTAMP
-    }
+    )
 
 
 def _described(record_name: str, name: str, hint: Any) -> dict[str, Any]:
