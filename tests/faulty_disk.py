@@ -37,6 +37,7 @@ class FaultyDisk(System):
         self.short_bytes = short_bytes
         self.steps = 0
         self.calls: list[str] = []
+        self.opened: dict[int, int] = {}  # the inode behind each descriptor that was given out
         self._crashed = False
         self._numbers = itertools.count()
         self._files: dict[int, int] = {}  # inode -> a number that is never used again
@@ -62,7 +63,7 @@ class FaultyDisk(System):
         if flags & os.O_CREAT:
             self._or_crash("create")
         descriptor = super().open(name, flags, mode, dir_fd=dir_fd)
-        inode = os.fstat(descriptor).st_ino
+        inode = self.opened[descriptor] = os.fstat(descriptor).st_ino
         if flags & os.O_EXCL or inode not in self._files:
             self._files[inode] = next(self._numbers)
         return descriptor
@@ -96,10 +97,10 @@ class FaultyDisk(System):
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             entries = {}
-            for name in os.listdir(descriptor):
-                found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                number = self._files.setdefault(found.st_ino, next(self._numbers))
-                entries[name] = (found.st_ino, number, stat.S_ISDIR(found.st_mode))
+            with os.scandir(descriptor) as found:
+                for entry in found:
+                    number = self._files.setdefault(entry.inode(), next(self._numbers))
+                    entries[entry.name] = (entry.inode(), number, entry.is_dir(follow_symlinks=False))
             self._entries[status.st_ino] = entries
         else:
             number = self._files.setdefault(status.st_ino, next(self._numbers))

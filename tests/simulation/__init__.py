@@ -1,1 +1,1 @@
-"""The simulation: ring, lanes, spool, ledger and writer in one process, with a crash possible at every step."""
+"""The simulation: rings, lanes, spool, ledger and writer in one process, with a crash possible at every step."""

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
-from collections.abc import Callable, Iterator
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from ringlog.lanes import readers
-from ringlog.writer.delivery import Delivery, Settled
-from simulation.simulation import Simulation, simulated
+from simulation.bugs import BUGS
+from simulation.oracle import Violation
+from simulation.simulation import play
 
-FAST_SEEDS = 200
-SLOW_SEEDS = 100_000
-PLANTED_SEEDS = 300
+SEEDS_FAST = 260
+SEEDS_SLOW = 100_000
+SEEDS_A_PROCESS = 1_000
+SEEDS_PLANTED_MAX = 600  # a bug is seen within so many, most of them in the first ten
+# With these the oracle must find records lost, not only books that do not balance.
+LOSING = ("early-tail", "204-is-applied", "live-lane-adopted", "skipped-fsync", "skipped-file-fsync")
 
 
 @pytest.fixture(autouse=True)
@@ -29,73 +34,57 @@ def quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
-@pytest.mark.timeout(300)
-def test_many_seeds_keep_every_record_once() -> None:
-    """Whatever dies at whatever step, accepted records are stored once, as they were; the writer dies often."""
-    outcomes = [simulated(seed) for seed in range(FAST_SEEDS)]
-    assert [outcome for outcome in outcomes if not outcome.is_clean] == []
-    assert sum(outcome.crashes for outcome in outcomes) > FAST_SEEDS
-    assert sum(outcome.accepted for outcome in outcomes) > 50 * FAST_SEEDS
+def test_every_seed_stores_what_was_accepted_exactly_once() -> None:
+    """Crashes before any step of disk, memory or server, cuts of power, a bad server: nothing lost, doubled or altered.
+
+    A failing seed is named, and played again by `python -m simulation.simulation --first N --verbose`.
+    """
+    outcomes = []
+    for seed in range(SEEDS_FAST):
+        try:
+            outcomes.append(play(seed))
+        except Violation as violation:
+            pytest.fail(f"seed {seed}: {violation}")
+    assert sum(outcome.deaths for outcome in outcomes) > SEEDS_FAST  # or nothing was ever killed
+    assert sum(outcome.accepted for outcome in outcomes) > 50 * SEEDS_FAST
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_caught(bug: str) -> None:
+    """The oracle is worth something: each of the known bugs breaks a promise in one of the first seeds."""
+    wanted = "lost" if bug in LOSING else ""
+    for seed in range(SEEDS_PLANTED_MAX):
+        try:
+            play(seed, bug)
+        except Violation as violation:
+            if str(violation).startswith(wanted):
+                return
+    pytest.fail(f"{bug}: got {SEEDS_PLANTED_MAX} seeds without a violation {wanted!r}, wanted one")
+
+
+def test_a_seed_is_played_again_as_it_was() -> None:
+    """The same seed makes the same choices, whatever else the process did between: a failure can be looked at again."""
+    assert [play(seed) for seed in range(10)] == [play(seed) for seed in range(10)]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
-def test_a_hundred_thousand_seeds_keep_every_record_once() -> None:
-    """The same over 100,000 seeds; the first that fails is named and can be replayed by itself."""
-    for seed in range(SLOW_SEEDS):
-        outcome = simulated(seed)
-        assert outcome.is_clean, f"python -m simulation.simulation --first {seed} --seeds 1: {outcome}"
+def test_a_hundred_thousand_seeds() -> None:
+    """100,000 seeds, on every processor: not one violation. The first that fails is named."""
 
+    def part(first: int) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "simulation.simulation",
+            "--first",
+            str(first),
+            "--seeds",
+            str(SEEDS_A_PROCESS),
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-def test_a_seed_is_replayed_as_it_was() -> None:
-    """The same seed makes the same choices: what failed once can be looked at again."""
-    for seed in range(10):
-        assert simulated(seed) == simulated(seed)
-
-
-def early_tail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records count as safe when they were handed to the sender."""
-    submit = Delivery.submit
-
-    def early(self: Delivery, batch: Any, settle: Callable[[Settled], None]) -> None:
-        submit(self, batch, lambda _settled: None)
-        settle(Settled())
-
-    monkeypatch.setattr(Delivery, "submit", early)
-
-
-def live_lane_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every owner seems dead, and is not told that its lane was taken."""
-    monkeypatch.setattr(readers, "is_locked", lambda _path: False)
-    monkeypatch.setattr(readers.LaneReader, "retire", lambda _self: None)
-
-
-def believed_204(simulation: Simulation) -> None:
-    """What the server acknowledged counts as applied."""
-    simulation.server.believes_in_204 = True
-
-
-def skipped_fsync(simulation: Simulation) -> None:
-    """An fsync of a file keeps nothing of it."""
-    remember = simulation.world.disk.remember
-
-    def directories_alone(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            remember(descriptor)
-
-    simulation.world.disk.remember = directories_alone  # type: ignore[method-assign]
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("bug", [early_tail, live_lane_adopted])
-def test_a_bug_in_the_code_is_found(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a bug planted in writer or lanes, some seed loses records."""
-    bug(monkeypatch)
-    assert any(simulated(seed).lost for seed in range(PLANTED_SEEDS)), bug.__doc__
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("bug", [believed_204, skipped_fsync])
-def test_a_bug_in_what_is_believed_is_found(bug: Callable[[Simulation], None]) -> None:
-    """With a server or a disk that is believed too early, some seed loses records."""
-    assert any(simulated(seed, bug).lost for seed in range(PLANTED_SEEDS)), bug.__doc__
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for ran in pool.map(part, range(0, SEEDS_SLOW, SEEDS_A_PROCESS)):
+            assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]

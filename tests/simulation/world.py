@@ -1,35 +1,36 @@
-"""What the simulation puts in the place of threads, the clock and the disk; everything else of ringlog is the real one.
+"""What the simulated machine stands on: a clock, threads that are stepped, disk and server, put in place of the real.
 
-Steps are counted by the disk, and shared memory and the server count theirs there too: the writer dies before the step
-at which a crash is set. Nothing here runs by itself: the scheduler picks each task that a writer's threads would run.
+The code under simulation is ringlog's: rings, lanes in shared memory, writer, delivery, spool, ledger, dead letters.
+Only what makes a run differ from its repetition is replaced: clocks, random numbers, threads, the end of a process.
+Steps are counted by the disk, and shared memory and the server count theirs there too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import random
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
-from faulty_disk import FaultyDisk
-
+from ringlog import producer
 from ringlog.lanes import board, claims, readers
 from ringlog.pressure import Pressure
+from ringlog.ring import store
+from ringlog.sinks.memory import Row
 from ringlog.spool import Spool
-from ringlog.writer import delivery, writer
+from ringlog.writer import delivery, statistics
+from ringlog.writer import writer as writer_module
+from simulation.disk import Disk
+from simulation.server import Server
 
-FILE_BYTES_MAX = 20_480  # a few frames a file, so that files come and go
-RESERVE_BYTES = 4096
+SPOOL_FILE_BYTES_MAX = 20_480  # a few frames a file, so that files come and go
+SILENT_SECONDS_MAX = 10.0
 
 
 class Clock:
-    """Stands in for the module `time`: moves only when told to."""
+    """Time that goes on only when the scheduler says so; stands in for the module `time`."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -38,163 +39,180 @@ class Clock:
         return self.now
 
     def time_ns(self) -> int:
-        return int((1_700_000_000 + self.now) * 1e9)
+        return 1_700_000_000_000_000_000 + int(self.now * 1e9)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    strftime = staticmethod(time.strftime)
-    gmtime = staticmethod(time.gmtime)
+    def strftime(self, *_arguments: Any) -> str:
+        return "then"
+
+    def gmtime(self) -> None:
+        return None
 
 
-class SimulatedDisk(FaultyDisk):
-    """A faulty disk that reserves nothing, counts other steps too, and knows what a dead writer left open."""
+class Task:
+    """The future of a call that a thread would make; whoever waits for it has its thread run."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.opened: dict[int, tuple[int, int]] = {}
-
-    def step(self, call: str) -> None:
-        """A step outside the disk: a store into shared memory, a word with the server."""
-        self._or_crash(call)
-
-    def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
-        descriptor = super().open(name, flags, mode, dir_fd=dir_fd)
-        status = os.fstat(descriptor)
-        self.opened[descriptor] = (status.st_dev, status.st_ino)
-        return descriptor
-
-    def allocate(self, descriptor: int, length: int) -> None:
-        self.truncate(descriptor, length)
-
-    def bury(self) -> None:
-        """Closes what the dead writer had open; the next writer's steps count on."""
-        for descriptor, inode in self.opened.items():
-            with contextlib.suppress(OSError):
-                status = os.fstat(descriptor)
-                if (status.st_dev, status.st_ino) == inode:
-                    os.close(descriptor)
-        self.opened.clear()
-        self._crashed = False
-        self.crash_at = -1
-
-    def adopt(self, path: Path) -> None:
-        """Takes what lies below `path` for durable: what a disk holds when the power comes back."""
-        for entry in [path, *path.rglob("*")]:
-            descriptor = os.open(entry, os.O_RDONLY)
-            try:
-                self.remember(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-class World:
-    """One seed's world: its random choices, clock, disk, and the tasks that wait to be run."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311 (replayable, not secret)
-        self.clock = Clock()
-        self.disk = SimulatedDisk()
-        self.tasks: list[tuple[Executor, Task]] = []
-        self.leases: list[readers.Lease] = []
-
-    def run_task(self) -> bool:
-        """Runs the next task of one of the threads, any of them; False where none waits."""
-        threads = list(dict.fromkeys(thread for thread, _ in self.tasks))
-        if not threads:
-            return False
-        thread = self.random.choice(threads)
-        self.run_until(next(task for other, task in self.tasks if other is thread))
-        return True
-
-    def run_until(self, wanted: Task) -> None:
-        """Runs a task, after those that its thread has to do before it."""
-        thread = next(thread for thread, task in self.tasks if task is wanted)
-        while not wanted.done():
-            first = next(entry for entry in self.tasks if entry[0] is thread)
-            self.tasks.remove(first)
-            first[1].run()
-
-    def wait(self, _pending: Any, timeout_seconds: float, _when: Any) -> None:
-        """In the place of concurrent.futures.wait: something else happens meanwhile, and time passes."""
-        self.run_task()
-        self.clock.now += timeout_seconds
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """ringlog's writer in this world rather than in ours."""
-        with contextlib.ExitStack() as stack:
-
-            def put(module: Any, name: str, value: Any) -> None:
-                stack.enter_context(mock.patch.object(module, name, value))
-
-            for module in (writer, delivery, readers, claims):
-                put(module, "time", self.clock)
-            put(delivery, "random", self.random)
-            put(delivery, "ThreadPoolExecutor", functools.partial(Executor, self))
-            put(delivery, "wait", self.wait)
-            options = {"file_bytes_max": FILE_BYTES_MAX, "reserve_bytes": RESERVE_BYTES}
-            put(writer, "Spool", lambda path, **given: Spool(path, **options, **given, system=self.disk))
-            put(writer, "new_pressure", lambda *_: Pressure([]))
-            put(writer, "Lease", self._lease)
-            put(claims.secrets, "randbits", self.random.getrandbits)
-            put(readers, "store", self._store(readers.store))
-            put(board.Board, "take_over", self._stepped("epoch", board.Board.take_over))
-            yield
-
-    def _lease(self, instance: Any) -> readers.Lease:
-        self.leases.append(readers.Lease(instance))
-        return self.leases[-1]
-
-    def _store(self, store: Callable[..., None]) -> Callable[..., None]:
-        def counted(memory: Any, offset: int, value: int) -> None:
-            self.disk.step("store")
-            store(memory, offset, value)
-
-        return counted
-
-    def _stepped(self, call: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any) -> Any:
-            self.disk.step(call)
-            return method(*arguments)
-
-        return counted
-
-
-class Task(Future[Any]):
-    """Work that a thread would do; asked for its result too early, it is done then."""
-
-    def __init__(self, world: World, call: Callable[[], Any]) -> None:
-        super().__init__()
-        self._world = world
+    def __init__(self, thread: Thread, call: Callable[..., Any], arguments: tuple[Any, ...], now: float) -> None:
         self.call = call
+        self.arguments = arguments
+        self.since = now
+        self._thread = thread
+        self._is_done = False
+        self._result: Any = None
+        self._error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            result = self.call()
-        except Exception as error:  # noqa: BLE001 (a future holds whatever it was; a Crash goes through)
-            self.set_exception(error)
-        else:
-            self.set_result(result)
+            self._result = self.call(*self.arguments)
+        except Exception as error:  # noqa: BLE001 (as a thread does; a Crash goes through)
+            self._error = error
+
+    def end(self) -> None:
+        self._is_done = True
+
+    def done(self) -> bool:
+        return self._is_done
 
     def result(self, timeout: float | None = None) -> Any:
-        if not self.done():
-            self._world.run_until(self)
-        return super().result(timeout)
+        while not self._is_done:
+            self._thread.wait()
+        if self._error is not None:
+            raise self._error
+        return self._result
 
 
-class Executor:
-    """A thread of the writer: its tasks in order, each when the scheduler says so."""
+class Thread:
+    """An executor of one thread: `step` runs the next task, another lets its end be seen; a silent server stops it."""
 
-    def __init__(self, world: World, *, max_workers: int, thread_name_prefix: str) -> None:
-        assert max_workers == 1
-        self.name = thread_name_prefix
-        self._world = world
+    def __init__(self, clock: Clock, server: Server, **_options: Any) -> None:
+        self._clock = clock
+        self._server = server
+        self.tasks: list[Task] = []
+        self.ended: Task | None = None
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Task:
-        task = Task(self._world, lambda: call(*arguments))
-        self._world.tasks.append((self, task))
+        task = Task(self, call, arguments, self._clock.now)
+        self.tasks.append(task)
         return task
 
-    def shutdown(self, wait: bool) -> None:
-        """Nothing to join: what was not done is never done."""
+    def step(self) -> None:
+        if self._clock.now < self._server.silent_until:
+            return
+        if self.ended is not None:
+            task, self.ended = self.ended, None
+            task.end()
+        elif self.tasks:
+            task = self.tasks.pop(0)
+            task.run()
+            self.ended = task
+
+    def wait(self) -> None:
+        """As `step`; whoever waits for an answer waits until there is one."""
+        self._clock.now = max(self._clock.now, self._server.silent_until)
+        self.step()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.tasks and self.ended is None
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long the call under way has gone without an end that was seen."""
+        first = self.ended or (self.tasks[0] if self.tasks else None)
+        return min(self._clock.now - first.since, SILENT_SECONDS_MAX) if first is not None else 0.0
+
+    def shutdown(self, wait: bool = True) -> None:
+        while wait and not self.is_idle:
+            self.wait()
+
+
+class KnownCuts:
+    """Retention's cuts as a writer's thread would have asked for them: unknown to it until `known_at`."""
+
+    def __init__(self, clock: Clock, executed: dict[str, int], known_at: float) -> None:
+        self._clock = clock
+        self._executed = executed
+        self._known_at = known_at
+
+    @property
+    def by_table(self) -> dict[str, int] | None:
+        return dict(self._executed) if self._clock.now >= self._known_at else None
+
+    def close(self) -> None:
+        """The cuts stay what they are."""
+
+
+class World:
+    """What all processes of one simulated machine share."""
+
+    def __init__(self, seed: int, refuses: Callable[[Row], bool]) -> None:
+        self.rng = random.Random(seed)  # noqa: S311 (replayable, not secret)
+        self.clock = Clock()
+        self.disk = Disk()
+        self.server = Server(self.rng, refuses, self.disk.step)
+        self.boot = 1
+        self.step_threads: Callable[[], None] = lambda: None
+        self._reserve_bytes = self.rng.choice((4_096, 65_536))
+
+    def boot_id(self) -> str:
+        return f"boot-{self.boot}".ljust(36)
+
+    def _store(self, memory: Any, offset: int, value: int) -> None:
+        self.disk.step("store")
+        store(memory, offset, value)
+
+    def _unlink(self, name: str) -> None:
+        self.disk.step("unlink segment")
+        claims.unlink_segment(name)
+
+    def _wait(self, _futures: Any, timeout: float, _until: Any) -> None:
+        self.clock.now += timeout
+        self.step_threads()
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Puts this world in the place of clocks, random numbers, threads and boots."""
+        numbers = SimpleNamespace(randbits=self.rng.getrandbits)
+        sizes = {"file_bytes_max": SPOOL_FILE_BYTES_MAX, "reserve_bytes": self._reserve_bytes}
+        process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0))
+        places: list[tuple[Any, dict[str, Any]]] = [
+            (
+                delivery,
+                {
+                    "time": self.clock,
+                    "random": self.rng,
+                    "ThreadPoolExecutor": functools.partial(Thread, self.clock, self.server),
+                    "wait": self._wait,
+                },
+            ),
+            (delivery.Delivery, {"silent_seconds": property(lambda delivery: delivery._sender.silent_seconds)}),
+            (
+                readers,
+                {"time": self.clock, "boot_id": self.boot_id, "store": self._store, "unlink_segment": self._unlink},
+            ),
+            (claims, {"time": self.clock, "boot_id": self.boot_id, "secrets": numbers}),
+            (board, {"store": self._store}),
+            (producer, {"time": self.clock}),
+            (statistics, {"secrets": numbers, "percentile": lambda *_: 0.0}),  # numpy's takes longer than all else
+            (
+                writer_module,
+                {
+                    "time": self.clock,
+                    "boot_id": self.boot_id,
+                    "Spool": functools.partial(Spool, **sizes, system=self.disk),
+                    "new_pressure": lambda *_: Pressure([]),
+                    "psutil": SimpleNamespace(Process=lambda: process),
+                },
+            ),
+        ]
+        before = [(place, name, vars(place)[name]) for place, names in places for name in names]
+        try:
+            for place, names in places:
+                for name, value in names.items():
+                    setattr(place, name, value)
+            yield
+        finally:
+            for place, name, value in before:
+                setattr(place, name, value)
