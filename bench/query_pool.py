@@ -13,9 +13,11 @@ import psycopg
 
 from bench.figures import Figure, Result, interleaved, main, median_ratio
 from bench.query_data import fill
+from bench.stack import connect
 from ringlog.errors import ServerUnavailable
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.migrations import migrate
+from ringlog.questdb.pools import PREPARE_THRESHOLD
 from ringlog.questdb.queries import Queries
 from ringlog.questdb.results import struct_columns
 from ringlog.questdb.rows import TradeRow
@@ -54,7 +56,7 @@ def run(tiny: bool) -> Result:
 
 def throughput(settings: Settings, queries: Queries, seconds: float, rounds: int) -> list[Figure]:
     waits: list[float] = []
-    bare = [connect(settings) for _ in range(CONNECTIONS)]
+    bare = [connect(settings, prepare_threshold=PREPARE_THRESHOLD) for _ in range(CONNECTIONS)]
 
     def dedicated(parameters: Parameters) -> float:
         return sum(looped([lambda c=c: ask(c, parameters) for c in bare], seconds, []))
@@ -126,7 +128,7 @@ def overhead(settings: Settings, rounds: int) -> list[Figure]:
 
     Each on one connection, so that nothing but the typed query's own work is between them.
     """
-    connection = connect(settings)
+    connection = connect(settings, prepare_threshold=PREPARE_THRESHOLD)
     queries = Queries(msgspec.structs.replace(settings, query_pool_size_min=1, query_pool_size_max=1)).open()
 
     def once(call: Callable[[], Any]) -> float:
@@ -192,18 +194,6 @@ def until(condition: Callable[[], bool], timeout_seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.002)
-
-
-def connect(settings: Settings) -> psycopg.Connection[Any]:
-    return psycopg.connect(
-        host=settings.questdb_host,
-        port=settings.questdb_pg_port,
-        user=settings.questdb_user,
-        password=settings.questdb_password.reveal(),
-        dbname="qdb",
-        autocommit=True,
-        prepare_threshold=2,
-    )
 
 
 def ask(connection: psycopg.Connection[Any], parameters: tuple[Any, ...]) -> list[Any]:

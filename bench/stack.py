@@ -22,7 +22,7 @@ from ringlog.lanes.readers import remove_instance
 from ringlog.questdb.migrations import migrate
 from ringlog.records import PLATFORM_RECORDS, layout_of
 from ringlog.servers import QuestDBServer
-from ringlog.settings import Secret, Settings
+from ringlog.settings import Settings
 
 TIMEOUT_SECONDS = 120.0
 
@@ -38,11 +38,8 @@ def wait_for(condition: Callable[[], Any], what: str, poll_seconds: float = 0.01
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    values = {name: getattr(settings, name) for name in settings.__struct_fields__}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RINGLOG_")}
-    for name, value in values.items():
-        if value not in ("", Secret()):
-            environment[f"RINGLOG_{name.upper()}"] = value.reveal() if isinstance(value, Secret) else str(value)
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("RINGLOG_")}
+    environment = {**outside, **settings.to_environment()}
     if "RINGLOG_RING" in os.environ:
         environment["RINGLOG_RING"] = os.environ["RINGLOG_RING"]
     return environment
@@ -96,10 +93,11 @@ def private_bytes(pid: int) -> int:
     return found
 
 
-def connect(settings: Settings) -> psycopg.Connection[Any]:
+def connect(settings: Settings, **options: Any) -> psycopg.Connection[Any]:
+    """A bare connection to QuestDB, for what a benchmark compares ringlog with."""
     return psycopg.connect(
         host=settings.questdb_host, port=settings.questdb_pg_port, user=settings.questdb_user,
-        password=settings.questdb_password.reveal(), dbname="qdb", autocommit=True,
+        password=settings.questdb_password.reveal(), dbname="qdb", autocommit=True, **options,
     )  # fmt: skip
 
 

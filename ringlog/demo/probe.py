@@ -8,25 +8,14 @@ import time
 from collections.abc import Iterable
 
 import numpy as np
-import psycopg
 
+from ringlog.errors import QueryError, ServerError
+from ringlog.questdb.connection import Connection
 from ringlog.settings import Settings
 
 INTERVAL_SECONDS = 0.02
+TIMEOUT_SECONDS = 60.0
 TABLES = ("trades", "latencies")
-
-
-def connect(settings: Settings) -> psycopg.Connection[tuple[object, ...]]:
-    """A connection over QuestDB's PG wire."""
-    return psycopg.connect(
-        host=settings.questdb_host,
-        port=settings.questdb_pg_port,
-        user=settings.questdb_user,
-        password=settings.questdb_password.reveal(),
-        dbname="qdb",
-        autocommit=True,
-        connect_timeout=5,
-    )
 
 
 class Probe:
@@ -53,21 +42,27 @@ class Probe:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            with contextlib.suppress(psycopg.Error), connect(self._settings) as connection:
+            with (
+                contextlib.suppress(ServerError, QueryError),
+                contextlib.closing(Connection.from_settings(self._settings)) as connection,
+            ):
                 self._poll(connection)
             self._stop.wait(self._interval_seconds)
 
-    def _poll(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    def _poll(self, connection: Connection) -> None:
         while not self._stop.is_set():
             began = time.monotonic()
             for table in TABLES:
-                rows = connection.execute(f"SELECT lane, max(seq), count() FROM {table}").fetchall()  # noqa: S608
+                rows = connection.execute(
+                    f"SELECT lane, max(seq), count() FROM {table}",  # noqa: S608 (constants of this module)
+                    timeout_s=TIMEOUT_SECONDS,
+                )
                 now_ns = time.monotonic_ns()
-                self.stored[table] = sum(int(str(row[2])) for row in rows)
+                self.stored[table] = sum(row[2] for row in rows)
                 for lane, seq, _ in rows:
-                    seen = self._seen.setdefault((table, int(str(lane))), [])
-                    if not seen or seen[-1][0] < int(str(seq)):
-                        seen.append((int(str(seq)), now_ns))
+                    seen = self._seen.setdefault((table, lane), [])
+                    if not seen or seen[-1][0] < seq:
+                        seen.append((seq, now_ns))
             # A query over many rows takes its time: never more than a sixth of a core goes into asking.
             self._stop.wait(max(self._interval_seconds, 5 * (time.monotonic() - began)))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 
 import msgspec
 
-from ringlog.demo.probe import connect
+from ringlog.questdb.connection import Connection
 from ringlog.settings import Settings
+
+TIMEOUT_SECONDS = 60.0  # of one question
 
 
 class Verdict(msgspec.Struct):
@@ -29,7 +32,7 @@ def verify(settings: Settings, accepted: Mapping[str, Mapping[str, int]], timeou
     """Compares table by table and lane by lane: `accepted` maps table to lane (hexadecimal) to its records.
 
     A lane that accepted n records must have exactly the rows of seq 0 to n - 1. Asks until that is so, at most for
-    `timeout_seconds`. Raises psycopg.Error where the server cannot be asked.
+    `timeout_seconds`. Raises ServerError where the server cannot be asked.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -41,12 +44,12 @@ def verify(settings: Settings, accepted: Mapping[str, Mapping[str, int]], timeou
 
 def _compare(settings: Settings, accepted: Mapping[str, Mapping[str, int]]) -> Verdict:
     verdict = Verdict()
-    with connect(settings) as connection:
+    with contextlib.closing(Connection.from_settings(settings)) as connection:
         for table, lanes in accepted.items():
             query = f"SELECT lane, count(), count_distinct(seq), min(seq), max(seq) FROM {table}"  # noqa: S608
             if table == "performance_metrics":  # the writer's own go by no lane
                 query += " WHERE operation NOT LIKE 'writer.%'"
-            rows = {int(str(lane)): tuple(map(int, map(str, rest))) for lane, *rest in connection.execute(query)}
+            rows = {lane: rest for lane, *rest in connection.execute(query, timeout_s=TIMEOUT_SECONDS)}
             for name, wanted in lanes.items():
                 count, distinct, first, last = rows.pop(int(name, 16), (0, 0, 0, -1))
                 outside = max(0, last - wanted + 1) + max(0, -first)
