@@ -143,6 +143,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         values.update({name: value for name, value in flags.items() if value is not None})
         return cls(**values)
 
+    def to_environment(self) -> dict[str, str]:
+        """The `RINGLOG_*` variables that give another process these settings, secrets revealed; empty ones left out."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {
+            f"{PREFIX}{name.upper()}": value.reveal() if isinstance(value, Secret) else str(value)
+            for name, value in values.items()
+            if value not in ("", Secret())
+        }
+
 
 # Read elsewhere: which ring implementation runs must be known before any settings object exists.
 SETTINGS_FILE = "RINGLOG_SETTINGS_FILE"

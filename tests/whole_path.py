@@ -6,7 +6,6 @@ import contextlib
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,48 +16,14 @@ from oracle import Oracle, ProducerLog, Verdict, payload
 
 from ringlog import Producer
 from ringlog.audit import Report, prove
-from ringlog.errors import QueryError, ServerError, WriterRunning
+from ringlog.errors import QueryError, ServerError
 from ringlog.questdb.connection import Connection
-from ringlog.questdb.sink import QuestdbSink
 from ringlog.questdb.tables import create_table
 from ringlog.records import layout_of
 from ringlog.servers import QuestDBServer
-from ringlog.settings import Secret, Settings
-from ringlog.sinks import Sink
-from ringlog.writer import Writer
+from ringlog.settings import Settings
 
 TABLE = layout_of(Sample).table
-
-
-def environment_of(settings: Settings) -> dict[str, str]:
-    """The `RINGLOG_*` variables that lead a process to these settings."""
-    values = {name: getattr(settings, name) for name in settings.__struct_fields__}
-    return {
-        f"RINGLOG_{name.upper()}": value.reveal() if isinstance(value, Secret) else str(value)
-        for name, value in values.items()
-        if value not in ("", Secret())
-    }
-
-
-@contextlib.contextmanager
-def writing(settings: Settings, sink: Sink | None = None) -> Iterator[Writer]:
-    """A writer on a thread of its own (into QuestDB, if no sink is given), stopped in the end."""
-    writer = Writer(settings, sink if sink is not None else QuestdbSink(settings))
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            writer.run()
-        except WriterRunning as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield writer
-    finally:
-        writer.stop()
-        thread.join()
 
 
 class Producing:
@@ -119,7 +84,7 @@ class WholePath:
         before = self.log_text().count("writer started")
         self.writer = subprocess.Popen(
             [*(wrapper or []), sys.executable, "-m", "ringlog", "writer"],
-            env={**Child.environment(self.settings), **environment_of(self.settings)},
+            env={**Child.environment(self.settings), **self.settings.to_environment()},
             stdout=self._log,
             stderr=self._log,
         )

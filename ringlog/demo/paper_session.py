@@ -22,7 +22,6 @@ from ringlog.demo.results import ExecutorResult, Result, SimulatorResult
 from ringlog.demo.stage import STORE_TIMEOUT_SECONDS, Lanes, Stage, Watched, merged
 from ringlog.demo.verification import verify
 from ringlog.demo.view import View
-from ringlog.demo.writer_process import environment_of
 from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance
 from ringlog.postgres import Pool, migrations
@@ -101,7 +100,7 @@ def _finish(processes: Processes, process: Any) -> None:
 def _plan(options: Options, found: Survey, settings: Settings, results: Path) -> Plan:
     base, quote = split_symbol(found.symbols[0])
     return Plan(
-        environment=environment_of(settings),
+        environment=settings.to_environment(),
         result_dir=str(results),
         temporary_dir="" if options.keep else str(results.parent),
         recording=str(options.recording),

@@ -11,19 +11,9 @@ from pathlib import Path
 
 from ringlog.errors import RinglogError
 from ringlog.servers import guard
-from ringlog.settings import PREFIX, Secret, Settings
+from ringlog.settings import PREFIX, Settings
 
 STOP_TIMEOUT_SECONDS = 20.0
-
-
-def environment_of(settings: Settings) -> dict[str, str]:
-    """The `RINGLOG_*` variables that give another process these settings, secrets revealed."""
-    values = {field: getattr(settings, field) for field in settings.__struct_fields__}
-    return {
-        f"{PREFIX}{name.upper()}": value.reveal() if isinstance(value, Secret) else str(value)
-        for name, value in values.items()
-        if value not in ("", Secret())
-    }
 
 
 @contextlib.contextmanager
@@ -38,7 +28,7 @@ def running_writer(settings: Settings, log: Path) -> Iterator[None]:
     with log.open("ab") as output:
         process = subprocess.Popen(
             [*guarded, str(os.getpid()), sys.executable, "-m", "ringlog", "writer"],
-            env={**outside, **environment_of(settings), **ring},
+            env={**outside, **settings.to_environment(), **ring},
             stdin=subprocess.PIPE,  # the guard's life line
             stdout=subprocess.PIPE,
             stderr=output,

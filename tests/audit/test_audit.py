@@ -14,7 +14,8 @@ import msgspec
 import pytest
 from lane_samples import Child, Sample, child, eventually
 from oracle import payload, produce
-from whole_path import TABLE, WholePath, environment_of, writing
+from whole_path import TABLE, WholePath
+from writer_thread import writing
 
 from ringlog import Producer
 from ringlog.audit import Kind, Place, Report, proof
@@ -37,7 +38,7 @@ def audit_command(path: WholePath) -> tuple[int, dict[str, Any]]:
     """Exit status and report of `ringlog audit --json`."""
     done = subprocess.run(
         [sys.executable, "-m", "ringlog", "audit", "--json"],
-        env={**Child.environment(path.settings), **environment_of(path.settings)},
+        env={**Child.environment(path.settings), **path.settings.to_environment()},
         capture_output=True,
         text=True,
         check=False,

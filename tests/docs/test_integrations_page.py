@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_examples import python_blocks
 
-from ringlog.demo.writer_process import environment_of, running_writer
+from ringlog.demo.writer_process import running_writer
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import remove_instance
 from ringlog.postgres import migrations as postgres_migrations
@@ -36,7 +36,7 @@ def test_the_patterns_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with QuestDBServer() as questdb, PostgresServer() as postgres, ValkeyServer() as valkey:
         ways = {**questdb.settings(), **postgres.settings(), **valkey.settings()}
         settings = Settings(runtime_dir=str(tmp_path / "run"), redis_sink=True, **ways)
-        for name, text in environment_of(settings).items():
+        for name, text in settings.to_environment().items():
             monkeypatch.setenv(name, text)
         questdb_migrations.migrate(settings, [layout_of(record) for record in PLATFORM_RECORDS])
         postgres_migrations.migrate(settings)

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from lane_samples import Child, Sample, child, eventually
 from oracle import payload
-from whole_path import TABLE, WholePath, environment_of, writing
+from whole_path import TABLE, WholePath
+from writer_thread import writing
 
 from ringlog import Producer
 from ringlog.dead_letters import DeadLetters, Refused
@@ -176,7 +177,7 @@ def test_a_dead_letter_of_the_older_type(path: WholePath) -> None:
     migrate(path, Newer)
     done = subprocess.run(
         [sys.executable, "-m", "ringlog", "dead-letters", "retry", "--json"],
-        env={**Child.environment(path.settings), **environment_of(path.settings)},
+        env={**Child.environment(path.settings), **path.settings.to_environment()},
         capture_output=True,
         check=True,
     )

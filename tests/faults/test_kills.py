@@ -13,7 +13,8 @@ import msgspec
 import pytest
 from lane_samples import Child, Drained, Sample, child, eventually, text_of
 from oracle import Oracle, produce
-from whole_path import WholePath, writing
+from whole_path import WholePath
+from writer_thread import writing
 
 from ringlog import Producer
 from ringlog.lanes.claims import cards

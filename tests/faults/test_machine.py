@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from lane_samples import Child, Drained, Sample, child, eventually, segments, text_of
-from whole_path import TABLE, WholePath, writing
+from whole_path import TABLE, WholePath
+from writer_thread import writing
 
 from ringlog import Producer
 from ringlog.servers import QuestDBServer

@@ -25,7 +25,8 @@ from tcp_proxy import (
     reset_in_the_middle,
     slow,
 )
-from whole_path import TABLE, WholePath, environment_of, writing
+from whole_path import TABLE, WholePath
+from writer_thread import writing
 
 from ringlog import Producer
 from ringlog.audit import Kind
@@ -116,7 +117,7 @@ def test_33_an_answer_without_an_end(path: WholePath, proxy: TcpProxy) -> None:
         proxy.inject(endless)
         done = subprocess.run(
             [sys.executable, "-c", script],
-            env={**Child.environment(path.settings), **environment_of(path.settings)},
+            env={**Child.environment(path.settings), **path.settings.to_environment()},
             capture_output=True,
             text=True,
             timeout=40,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from lane_samples import eventually
 from tcp_proxy import TcpProxy, proxied
-from whole_path import WholePath, writing
+from whole_path import WholePath
+from writer_thread import writing
 
 AUTHORITY = """
 [ca]

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 from lane_samples import Sample, eventually, text_of
-from whole_path import TABLE, WholePath, environment_of, writing
+from whole_path import TABLE, WholePath
+from writer_thread import writing
 
 from ringlog import Producer
 from ringlog.lanes.claims import cards, open_board
@@ -225,7 +226,7 @@ def test_35_one_bad_row(path: WholePath, addresses: Callable[[str], list[Any]]) 
     assert (report.tables["addresses"].dead_letters, report.tables["addresses"].confirmed) == (1, 399)
     done = subprocess.run(
         [sys.executable, "-m", "ringlog", "dead-letters", "list", "--json"],
-        env={**os.environ, **environment_of(path.settings)},
+        env={**os.environ, **path.settings.to_environment()},
         capture_output=True,
         check=True,
     )

@@ -40,6 +40,20 @@ def test_settings_table_is_the_code() -> None:
     assert table == settings_table(), "run: python tests/house/test_operations.py"
 
 
+def test_settings_go_to_another_process_as_they_are() -> None:
+    """What `to_environment` gives is read as the same settings again: numbers, flags and secrets too."""
+    changed = Settings(
+        runtime_dir="/run/x",
+        high_water_ratio=0.25,
+        redis_sink=True,
+        retention_days=0,
+        redis_password=Secret("s"),
+        spool_dir="",
+    )
+    for settings in (Settings(), changed):
+        assert Settings.from_environment(settings.to_environment()) == settings
+
+
 def test_supervisors_restart_and_stop_the_writer_gently() -> None:
     """The supervisord and systemd files run the writer, restart it always, and give it longer than its own limit."""
     supervisord, systemd = (configparser.ConfigParser(strict=False, interpolation=None) for _ in range(2))

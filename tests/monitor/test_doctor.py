@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 from lane_samples import Sample, child, eventually
-from whole_path import writing
+from writer_thread import writing
 
 from ringlog.cli import ringlog
 from ringlog.lanes.claims import open_board

@@ -16,7 +16,6 @@ import msgspec
 import pytest
 from lane_samples import Child, Sample, eventually, text_of
 from prometheus_client.parser import text_string_to_metric_families as families
-from whole_path import environment_of
 
 from ringlog import Producer
 from ringlog.errors import ConfigurationError
@@ -48,7 +47,7 @@ def free_port() -> int:
 def test_a_running_writer_serves_every_metric_of_the_dashboard(settings: Settings) -> None:
     """The endpoint of a real writer has every name that the dashboard asks for, with the lane's own figures."""
     settings = msgspec.structs.replace(settings, lane_bytes_max=4 << 20, metrics_port=free_port())
-    environment = {**Child.environment(settings), **environment_of(settings)}
+    environment = {**Child.environment(settings), **settings.to_environment()}
     with Producer([Sample], settings=settings, lane_bytes={Sample: 64 * 256}) as producer:
         for number in range(70):
             producer.appender(Sample).append(number, text_of(number))

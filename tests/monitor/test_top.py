@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from lane_samples import Child, Drained, Sample, child, eventually, text_of
 from rich.console import Console
-from whole_path import writing
+from writer_thread import writing
 
 from ringlog import Producer
 from ringlog.lanes.claims import claim, open_board

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import msgspec
 import pytest
 from lane_samples import eventually
 from platform_rows import Execute, Insert, wait_applied
+from writer_thread import writing
 
 from ringlog import Producer
 from ringlog.audit import prove
@@ -26,8 +25,7 @@ from ringlog.questdb.retention_thread import RetentionThread
 from ringlog.questdb.sink import QuestdbSink
 from ringlog.records import LatencySample, layout_of
 from ringlog.settings import Settings
-from ringlog.sinks import Cuts, MemorySink, Receipt, Request, Sink
-from ringlog.writer import Writer
+from ringlog.sinks import MemorySink, Receipt, Request
 from ringlog.writer.resend import Resender
 
 DAY = 86_400_000_000
@@ -58,18 +56,6 @@ def own(settings: Settings, instance_dir: Path, execute: Execute, empty: None) -
     wait_applied(execute, "retention_audit")
     hour = (execute("SELECT now()::long")[0][0] // HOUR + 12) % 24
     return msgspec.structs.replace(settings, runtime_dir=str(instance_dir), lane_linger_ms=50, retention_hour=hour)
-
-
-@contextlib.contextmanager
-def writing(settings: Settings, sink: Sink, cuts: Cuts | None) -> Iterator[Writer]:
-    writer = Writer(settings, sink, None, cuts)
-    thread = threading.Thread(target=writer.run)
-    thread.start()
-    try:
-        yield writer
-    finally:
-        writer.stop()
-        thread.join()
 
 
 def append(settings: Settings, timestamps: list[int]) -> None:
@@ -106,14 +92,14 @@ def test_44_the_writer_runs_retention_and_late_records_expire(
     for ago in (0, 31):
         insert("latencies", [{"timestamp": now - ago * DAY, "service": "s", "operation": "o", "latency_us": 1.0}])
     inside = msgspec.structs.replace(own, retention_hour=now // HOUR % 24)
-    with writing(inside, QuestdbSink(inside), _cuts(inside)):
+    with writing(inside, QuestdbSink(inside), cuts=_cuts(inside)):
         eventually(lambda: audit_outcomes(execute).get("latencies") == "executed", "the run")
         assert days(execute, now) == [0]
         append(inside, [now - 31 * DAY, now, now - 31 * DAY + 1, now - 31 * DAY + 2, now - 29 * DAY, now - 40 * DAY])
         eventually(lambda: balance(inside) == {"confirmed": 2, "expired": 4}, "the ledger")
     assert days(execute, now) == [0, 29]
     # The same records without the cuts: what the test looks for does come back.
-    with writing(inside, QuestdbSink(inside), None):
+    with writing(inside, QuestdbSink(inside)):
         append(inside, [now - 31 * DAY])
         eventually(lambda: days(execute, now) == [0, 29, 31], "the day to come back")
 
@@ -129,7 +115,7 @@ def test_44_spooled_records_expire_at_replay(
     monkeypatch.setattr("ringlog.questdb.retention_thread.CUTS_INTERVAL_S", 0.02)
     sink = GatedSink(own)
     cuts: Any = _cuts(own)
-    with writing(own, sink, cuts):
+    with writing(own, sink, cuts=cuts):
         append(own, [now - 35 * DAY, now, now - 35 * DAY + 1])
         eventually(lambda: balance(own) == {"spooled": 3}, "the spool")
         executed(own, execute, (now - 30 * DAY) // DAY * DAY)
@@ -163,17 +149,17 @@ def test_a_cut_under_a_wrong_clock_costs_nothing(
 ) -> None:
     """A cut that was made while the clock was two months ahead, or is now, makes no good record expire."""
     executed(own, execute, now + 30 * DAY)
-    with writing(own, QuestdbSink(own), _cuts(own)):
+    with writing(own, QuestdbSink(own), cuts=_cuts(own)):
         append(own, [now, now - 29 * DAY])
         eventually(lambda: balance(own) == {"confirmed": 2}, "the ledger")
     real = Retention._now_us
     monkeypatch.setattr(Retention, "_now_us", lambda self: real(self) + 60 * DAY)
-    with writing(own, QuestdbSink(own), _cuts(own)):
+    with writing(own, QuestdbSink(own), cuts=_cuts(own)):
         append(own, [now, now - 29 * DAY])
         eventually(lambda: balance(own) == {"confirmed": 4}, "the ledger")
     # The planted fault: cuts taken as they stand.
     monkeypatch.setattr(Retention, "expiry_cuts", Retention.executed_cuts)
-    with writing(own, QuestdbSink(own), _cuts(own)):
+    with writing(own, QuestdbSink(own), cuts=_cuts(own)):
         append(own, [now])
         eventually(lambda: balance(own) == {"confirmed": 4, "expired": 1}, "the loss")
 
@@ -189,7 +175,7 @@ def test_nobody_waits_for_retention(own: Settings, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(RetentionThread, "_step", hang)
     cuts = RetentionThread(own).start()
     sink = MemorySink()
-    with writing(own, sink, cuts) as writer:
+    with writing(own, sink, cuts=cuts) as writer:
         append(own, [1_767_225_600_000_000])
         eventually(lambda: writer._refuge.spooled_rows == 1, "the spool")
     assert hanging.is_set()
@@ -199,7 +185,7 @@ def test_nobody_waits_for_retention(own: Settings, monkeypatch: pytest.MonkeyPat
     cuts._thread.join()
     # The next writer, whose thread answers, delivers it.
     monkeypatch.undo()
-    with writing(own, sink, _cuts(own)):
+    with writing(own, sink, cuts=_cuts(own)):
         eventually(lambda: len(sink.rows(LatencySample)) == 1, "the record")
 
 
@@ -209,7 +195,7 @@ def test_no_retention_on_old_recordings(own: Settings, execute: Execute, now: in
     keeping = msgspec.structs.replace(own, retention_days=0, retention_hour=now // HOUR % 24)
     cuts: Any = _cuts(keeping)
     assert cuts is None
-    with writing(keeping, QuestdbSink(keeping), cuts):
+    with writing(keeping, QuestdbSink(keeping), cuts=cuts):
         append(keeping, [1_718_000_000_000_000])
         eventually(lambda: balance(keeping) == {"confirmed": 1}, "the ledger")
     assert audit_outcomes(execute) == {"latencies": "executed"}

@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import pytest
 from lane_samples import Child, Sample, segments
-from whole_path import environment_of
 
 from ringlog import Producer
 from ringlog.disk import sealed
@@ -54,7 +53,7 @@ def refused(settings: Settings, error: type[RinglogError], words: str, spool: Pa
     shared = {name: (SHM / name).read_bytes() for name in segments(Instance(settings))}
     done = subprocess.run(
         [sys.executable, "-m", "ringlog", "writer"],
-        env={**Child.environment(settings), **environment_of(settings)},
+        env={**Child.environment(settings), **settings.to_environment()},
         capture_output=True,
         text=True,
         check=False,

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from lane_samples import Child, Sample, eventually, segments
-from whole_path import WholePath, environment_of
+from whole_path import WholePath
 
 from ringlog import Producer
 from ringlog.cli import main
@@ -88,7 +88,7 @@ def test_no_secret_shows_wherever_things_fail(
 
     Defence: the type that masks itself, and errors raised outside the client's own (a client's error holds them).
     """
-    environment = {**Child.environment(unreachable), **environment_of(unreachable)}
+    environment = {**Child.environment(unreachable), **unreachable.to_environment()}
     log = tmp_path / "writer.txt"
     with log.open("wb") as output, Producer([Sample], settings=unreachable) as producer:
         append = producer.appender(Sample).append
@@ -104,7 +104,7 @@ def test_no_secret_shows_wherever_things_fail(
             assert [shows(bytes(each.memory)) for each in (*shared, board.segment)] == [[]] * (len(shared) + 1)
             for each in shared:
                 each.close()
-            for name, value in environment_of(unreachable).items():
+            for name, value in unreachable.to_environment().items():
                 monkeypatch.setenv(name, value)
             for command in COMMANDS:
                 with caplog.at_level(logging.DEBUG), contextlib.suppress(SystemExit):

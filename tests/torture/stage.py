@@ -24,7 +24,7 @@ from ringlog.lanes.readers import remove_instance
 from ringlog.questdb.migrations import migrate
 from ringlog.records import PLATFORM_RECORDS, Trade, layout_of
 from ringlog.servers import QuestDBServer
-from ringlog.settings import Secret, Settings
+from ringlog.settings import Settings
 from torture.attempts import LONGEST_NS, REFUSED, REFUSED_DELIBERATE, Attempts
 from torture.planted import cut_unsynced
 from torture.producer import DELIBERATE, STOP
@@ -75,20 +75,16 @@ class Stage:
                 connection.execute(f"ALTER TABLE {TABLE} DEDUP DISABLE")
 
     def start_writer(self) -> None:
-        values = {name: getattr(self.settings, name) for name in self.settings.__struct_fields__}
-        environment = {
-            f"RINGLOG_{name.upper()}": value.reveal() if isinstance(value, Secret) else str(value)
-            for name, value in values.items()
-            if value not in ("", Secret())
-        }
         # Its log goes through a pipe, as under a supervisor: a limit on the writer's files must not silence it.
         with (self.directory / "writer.log").open("ab") as log:
             keeper = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
         self.keepers.append(keeper)
         self.writer = subprocess.Popen(
             [sys.executable, "-m", "torture.planted", str(self.directory / "fsyncs"), self.plant],
-            env={**os.environ, **environment, "PYTHONPATH": str(TESTS)}, stdout=keeper.stdin, stderr=keeper.stdin,
-        )  # fmt: skip
+            env={**os.environ, **self.settings.to_environment(), "PYTHONPATH": str(TESTS)},
+            stdout=keeper.stdin,
+            stderr=keeper.stdin,
+        )
         assert keeper.stdin is not None
         keeper.stdin.close()
 

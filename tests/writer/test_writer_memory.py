@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 from lane_samples import Drained, Sample, child, eventually, text_of
 from oracle import Oracle, produce
+from writer_thread import writing
 
 from ringlog import Producer
 from ringlog.errors import ServerUnavailable, WriterRunning
@@ -36,27 +35,6 @@ class HeldSink(MemorySink):
 
     def confirm(self, receipts: Sequence[Receipt]) -> Sequence[bool]:
         return super().confirm(receipts) if self.confirming else [False] * len(receipts)
-
-
-@contextlib.contextmanager
-def writing(settings: Settings, sink: MemorySink) -> Iterator[Writer]:
-    """A writer on a thread of its own, stopped in the end."""
-    writer = Writer(settings, sink)
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            writer.run()
-        except WriterRunning as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield writer
-    finally:
-        writer.stop()
-        thread.join()
 
 
 def tails(settings: Settings) -> list[tuple[int, int]]:
@@ -116,13 +94,17 @@ def test_a_writer_that_was_taken_over(lane_settings: Settings) -> None:
     """Once another writer has taken the lease's epoch, the old one moves no tail any more."""
     sink = HeldSink()
     sink.confirming = False
-    with Producer([Sample], settings=lane_settings) as producer, writing(lane_settings, sink) as writer:
-        assert producer.appender(Sample).append(1, text_of(1))
-        eventually(lambda: sink.rows(Sample), "the row")
-        open_board(producer.instance).take_over()
-        sink.confirming = True
-        writer.stop()
-        eventually(lambda: not any(t.name == "ringlog-send_0" for t in threading.enumerate()), "the writer's end")
+
+    def taken_over(producer: Producer) -> None:
+        with writing(lane_settings, sink):
+            assert producer.appender(Sample).append(1, text_of(1))
+            eventually(lambda: sink.rows(Sample), "the row")
+            open_board(producer.instance).take_over()
+            sink.confirming = True
+
+    with Producer([Sample], settings=lane_settings) as producer:
+        with pytest.raises(WriterRunning, match="got the lease of another writer, wanted ours"):
+            taken_over(producer)
         assert tails(lane_settings) == [(1, 0)]
 
 

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import msgspec
 import pytest
 import redis
+from lane_samples import eventually
+from writer_thread import writing
 
 from ringlog import Producer, Settings
 from ringlog.cli.writer import _mirror
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import remove_instance
 from ringlog.questdb.migrations import migrate
-from ringlog.questdb.sink import QuestdbSink
 from ringlog.records import Trade, layout_of
 from ringlog.servers import QuestDBServer, ValkeyServer
-from ringlog.writer import Writer
-
-
-@contextmanager
-def running(writer: Writer) -> Iterator[None]:
-    thread = threading.Thread(target=writer.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        writer.stop()
-        thread.join()
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, what
-        threading.Event().wait(0.01)
 
 
 @pytest.fixture
@@ -65,10 +44,10 @@ def test_confirmed_trades_reach_the_stream_and_the_cache(both: Settings, valkey_
         "127.0.0.1", both.redis_port, username=both.redis_user or None, password=both.redis_password.reveal() or None
     )  # fmt: skip
     stream = f"{both.redis_key_prefix}stream:trade-events"
-    with running(Writer(both, QuestdbSink(both), _mirror(both))):
+    with writing(both, mirror=_mirror(both)):
         assert append(both, 50) == 50
-        wait_until(lambda: client.xlen(stream) == 50, "50 events")
-        wait_until(lambda: client.exists(f"{both.redis_key_prefix}last:price:SOL") == 1, "the last price")
+        eventually(lambda: client.xlen(stream) == 50, "50 events")
+        eventually(lambda: client.exists(f"{both.redis_key_prefix}last:price:SOL") == 1, "the last price")
     events = [fields for _, fields in client.xrange(stream)]
     assert len({(event[b"lane"], event[b"seq"]) for event in events}) == 50
     client.close()
@@ -77,9 +56,8 @@ def test_confirmed_trades_reach_the_stream_and_the_cache(both: Settings, valkey_
 def test_55_a_redis_that_is_down_holds_up_nothing(both: Settings, questdb_server: QuestDBServer) -> None:
     """With no Redis at all every trade is stored, and its lanes are given back."""
     away = msgspec.structs.replace(both, redis_port=1)
-    writer = Writer(away, QuestdbSink(away), _mirror(away))
-    with running(writer):
+    with writing(away, mirror=_mirror(away)) as writer:
         assert append(away, 50) == 50
-        wait_until(lambda: writer.statistics.rows >= 50, "50 rows written")
+        eventually(lambda: writer.statistics.rows >= 50, "50 rows written")
         lanes = Instance(away).lanes_dir
-        wait_until(lambda: not list(lanes.glob("*.json")), "lanes drained and removed")
+        eventually(lambda: not list(lanes.glob("*.json")), "lanes drained and removed")
