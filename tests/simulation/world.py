@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -167,9 +167,11 @@ class World:
         self.disk.step("unlink segment")
         claims.unlink_segment(name)
 
-    def _wait(self, _futures: Any, timeout: float, _until: Any) -> None:
+    def _wait(self, futures: Sequence[Task], timeout: float, _until: str = "") -> SimpleNamespace:
         self.clock.now += timeout
         self.step_threads()
+        done = {task for task in futures if task.done()}
+        return SimpleNamespace(done=done, not_done=set(futures) - done)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

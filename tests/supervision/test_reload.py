@@ -30,7 +30,7 @@ def test_settings_change_while_records_flow(path: WholePath, tmp_path: Path, mon
     file = tmp_path / "writer.env"
     file.write_text("# of this test\nRINGLOG_DRAIN_INTERVAL_MS=50\n")
     monkeypatch.setenv("RINGLOG_SETTINGS_FILE", str(file))
-    monkeypatch.setattr("whole_path.environment_of", without_interval)
+    monkeypatch.setattr(Settings, "to_environment", without_interval)
     path.start_writer()
     assert path.writer is not None
     with path.producing() as append:
@@ -59,11 +59,12 @@ def test_settings_change_while_records_flow(path: WholePath, tmp_path: Path, mon
     assert path.require_exact().accepted == 1000
 
 
-def without_interval(settings: Settings) -> dict[str, str]:
-    from ringlog.demo.writer_process import environment_of
+to_environment = Settings.to_environment
 
+
+def without_interval(settings: Settings) -> dict[str, str]:
     names = {"RINGLOG_DRAIN_INTERVAL_MS", "RINGLOG_METRICS_PORT"}  # the environment goes over the file
-    return {name: value for name, value in environment_of(settings).items() if name not in names}
+    return {name: value for name, value in to_environment(settings).items() if name not in names}
 
 
 def test_only_live_settings_are_taken_over() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from lane_samples import Child, child, eventually
-from whole_path import WholePath, environment_of
+from whole_path import WholePath
 
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.locks import is_locked
@@ -33,7 +33,7 @@ def program_of(path: WholePath) -> str:
     assert program["command"].endswith("ringlog writer")
     program["command"] = f"{sys.executable} -m ringlog writer"
     del program["user"]
-    variables = {**environment_of(path.settings), "PYTHONWARNINGS": "default"}
+    variables = {**path.settings.to_environment(), "PYTHONWARNINGS": "default"}
     program["environment"] = ",".join(f'{name}="{value}"' for name, value in variables.items())
     program["stdout_logfile"] = str(path.logs / "writer.txt")
     return "\n".join([f"[{parser.sections()[0]}]", *(f"{name}={value}" for name, value in program.items())])
