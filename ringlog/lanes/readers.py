@@ -58,6 +58,12 @@ class LaneReader(LaneView):
             )
         return waiting
 
+    @property
+    def unconfirmed(self) -> int:
+        """How many records are in no other place; 0 where head and tail cannot belong together."""
+        rows = self.head - self.tail
+        return rows if 0 <= rows <= self.capacity else 0
+
     def take(self, rows_max: int) -> list[Slots]:
         """The next records in order, at most `rows_max`, as one or two runs of slots in shared memory; moves `sent`."""
         runs = self.runs(self.sent, min(self.waiting, rows_max))

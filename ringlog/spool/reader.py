@@ -66,11 +66,11 @@ class Reader:
         self.file_index = 0
         self._offset = _BEFORE_HEADER
 
-    def removed_oldest(self) -> None:
-        """The table took the oldest file off its list."""
-        if self.file_index > 0:
+    def removed(self, index: int) -> None:
+        """The table took the file that was at `index` off its list."""
+        if self.file_index > index:
             self.file_index -= 1
-        else:
+        elif self.file_index == index:
             self._offset = _BEFORE_HEADER
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -36,6 +37,8 @@ class TableSpool:
         self._end = max(self._newest(), self.confirmed)
         self._reader = Reader(table, self._files, quarantine)
         self._reader.seek(self.confirmed)
+        for file in list(self._files):
+            self._remove_blank(file)
         self._remove_passed(all_read=self._was_all_read())
 
     def _load_cursor(self, quarantine: Quarantine) -> Position:
@@ -132,9 +135,21 @@ class TableSpool:
         return file
 
     def _give_up_current(self) -> None:
-        if self._current is not None:
-            self._current.release()
-            self._current = None
+        """The next frame goes into a new file."""
+        file, self._current = self._current, None
+        if file is not None:
+            self._remove_blank(file)
+            file.release()
+
+    def _remove_blank(self, file: SpoolFile) -> None:
+        """Removes a file without a frame: on a full disk each failed append would leave another one."""
+        if file.header is None or file.length > file.header.frames_offset:
+            return
+        with contextlib.suppress(OSError):  # tried again at the next start
+            file.remove()
+            at = self._files.index(file)
+            self._files.remove(file)
+            self._reader.removed(at)
 
     def read(self, rows_max: int) -> Replay | None:
         """See `Reader.read`. Memory: the slots returned; nothing else grows with the spool."""
@@ -181,7 +196,7 @@ class TableSpool:
                 self._current = None
             file.remove()  # SYNC POINT: after the cursor is durable, or a crash loses what was not replayed
             self._files.pop(0)
-            self._reader.removed_oldest()
+            self._reader.removed(0)
 
     def spans(self) -> Iterator[Span]:
         """The spans of all readable frame headers behind the cursor, in order; reads headers only."""

@@ -76,6 +76,7 @@ class Refuge:
         self._away: set[str] = set(spool.tables())
         self._drains: dict[RecordLayout, Drain] = {}
         self._is_full = False
+        self._refused = self._took = False  # since the last look
         for span in ledger.reconcile(spool.spans()):
             logger.error("spool cannot give lane=%016x seq=%d rows=%d: destroyed", span.lane, span.first_seq, span.rows)
         for table, delivered in self._letters.delivered_spans().items():
@@ -106,10 +107,19 @@ class Refuge:
 
     @property
     def is_full(self) -> bool:
-        """Whether the spool refused records and has not been emptied since: producers must be refused instead."""
-        if self._is_full and self.spool.bytes < RESUME_RATIO * self.spool.bytes_max and self.spool.reserve.refill():
-            self._is_full = False
+        """Whether the spool refused records and has no room for them yet: producers must be refused instead."""
         return self._is_full
+
+    def look(self, *, in_lanes: bool) -> None:
+        """After each round over all tables, `in_lanes`: are records nowhere else; is there room again?
+
+        That is seen by records that were taken, here or by the server. Free bytes are not asked for: on a disk that was
+        full they may be too few for what comes next, and the board would accept and refuse in turn.
+        """
+        is_relieved = not self._refused and (self._took or not in_lanes)
+        if self._is_full and is_relieved and self.spool.bytes < RESUME_RATIO * self.spool.bytes_max:
+            self._is_full = not self.spool.reserve.refill()
+        self._refused = self._took = False
 
     def is_away(self, table: str) -> bool:
         """Whether a table's records are to be put away rather than sent."""
@@ -141,6 +151,8 @@ class Refuge:
                 self._stop_taking(error)
                 return safe
             self.spooled_rows += sum(run.rows for run in runs)
+            self._took = True
+            self._away.add(layout.table)
             if self._mirror is not None:
                 self._mirror.offer(self._drain(layout).decode(runs).batch)
             safe += runs
@@ -197,6 +209,7 @@ class Refuge:
         except (SpoolError, OSError) as error:
             self._stop_taking(error)
             return False
+        self._took = True
         if self._mirror is not None:
             for start, stop in _gaps([row.row for row in settled.refused], batch.rows):
                 self._mirror.offer(batch.take(start, stop), replayed)
@@ -249,7 +262,7 @@ class Refuge:
     def _stop_taking(self, error: Exception) -> None:
         if not self._is_full:
             logger.error("spool takes no records: %s", error)
-        self._is_full = True
+        self._is_full = self._refused = True
 
     def _settle(self, replay: Replay, batch: Batch, settled: Settled) -> None:
         runs = [Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()]

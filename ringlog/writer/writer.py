@@ -186,7 +186,7 @@ class Writer:
     def _drain_all(self) -> None:
         """Takes and sends what every lane holds now; what is published meanwhile is for the next time."""
         cuts = self._cuts.by_table if self._cuts is not None else {}
-        if cuts is None and time.monotonic() < self._cuts_by:
+        if cuts is None and time.monotonic() < self._cuts_by and not self._is_above_high_water():
             return  # asked for when the writer starts, and answered in milliseconds
         for layout, lanes in self._groups().items():
             if cuts is None or self._refuge.is_away(layout.table) or not self._delivery.is_open(layout.table):
@@ -195,6 +195,7 @@ class Writer:
                 self._send(layout, lanes, cuts.get(layout.table))
         if cuts is not None:
             self._refuge.replay(self._delivery, cuts)
+        self._refuge.look(in_lanes=any(reader.unconfirmed for reader in self._directory.lanes.values()))
 
     def _send(self, layout: RecordLayout, lanes: list[LaneReader], cut_us: int | None) -> None:
         drain = self._drains.get(layout)

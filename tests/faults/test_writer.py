@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 from lane_samples import Sample, eventually, text_of
-from whole_path import TABLE, WholePath
+from whole_path import TABLE, Producing, WholePath
 from writer_thread import writing
 
 from ringlog import Producer
@@ -27,6 +27,7 @@ from ringlog.questdb import tables
 from ringlog.questdb.tables import create_table
 from ringlog.records import LatencySample, Record, Varchar, layout_of
 from ringlog.ring import store
+from ringlog.writer import Writer
 
 OTHER = layout_of(LatencySample).table
 
@@ -112,6 +113,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def require_standing_refusal(writer: Writer, append: Producing) -> None:
+    """The board refuses through a few ticks, whatever the writer tries meanwhile."""
+    ticks = len(writer.statistics.tick_ms)
+    accepted = []
+    eventually(lambda: accepted.append(append(1)) or len(writer.statistics.tick_ms) > ticks + 5, "a few more ticks")
+    assert not any(accepted), accepted
+    assert append.appender.refused_reason() == "board: spool_full"
+
+
 @pytest.mark.root
 def test_21_disk_full_refuses_and_resumes(
     path: WholePath, small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -148,8 +158,9 @@ def test_21_disk_full_refuses_and_resumes(
 def test_21_spool_on_a_full_disk(path: WholePath, small_disk: Path) -> None:
     """A disk that fills up during an outage, faster than it is watched: accepted records stay in their lanes.
 
-    Once there is space they are spooled, and once there is a server they arrive.
-    Defence: an append to the spool that failed moves no tail (moved all the same, records are lost here).
+    The board refuses until they fit. Once there is space they are spooled, and once there is a server they arrive.
+    Defences: an append to the spool that failed moves no tail (moved all the same, records are lost here), and the
+    board waits for an append that succeeds (asking for free bytes, it accepts and refuses in turn here).
     """
     good = path.with_settings(spool_dir=str(small_disk / "spool"), disk_free_bytes_min=1)
     path.with_settings(questdb_pg_port=1, questdb_http_port=1)
@@ -160,8 +171,10 @@ def test_21_spool_on_a_full_disk(path: WholePath, small_disk: Path) -> None:
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass
-        assert append(200) >= 0
+        os.truncate(ballast, ballast.stat().st_size - 65_536)
+        append(2000)
         eventually(lambda: append(1) == 0, "appends to be refused")
+        require_standing_refusal(writer, append)
         ballast.unlink()
         eventually(lambda: append(1) == 1, "appends to be accepted again")
         path.settings = good
@@ -185,12 +198,7 @@ def test_28_spool_at_its_cap(path: WholePath) -> None:
         with writing(outage) as writer:
             reason = append.appender.refused_reason
             eventually(lambda: append(4) == 0 and reason() == "board: spool_full", "appends to be refused by the board")
-            ticks = len(writer.statistics.tick_ms)
-            accepted = []
-            eventually(
-                lambda: accepted.append(append(4)) or len(writer.statistics.tick_ms) > ticks + 3, "a few more ticks"
-            )
-            assert not any(accepted), accepted
+            require_standing_refusal(writer, append)
             report = path.proof()
             assert report.is_exact, report
             assert report.tables[TABLE].spooled > 0

@@ -17,6 +17,7 @@ from ringlog.audit import prove
 from ringlog.cli.writer import _cuts
 from ringlog.dead_letters import DeadLetter
 from ringlog.errors import ServerUnavailable
+from ringlog.lanes.claims import SLOTS_WANTED
 from ringlog.questdb import audit
 from ringlog.questdb.audit import AuditEntry
 from ringlog.questdb.connection import Connection
@@ -187,6 +188,21 @@ def test_nobody_waits_for_retention(own: Settings, monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     with writing(own, sink, cuts=_cuts(own)):
         eventually(lambda: len(sink.rows(LatencySample)) == 1, "the record")
+
+
+def test_lanes_do_not_fill_up_for_cuts(own: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane above its high-water mark waits for no cut: its records are spooled, however long that may take."""
+    monkeypatch.setattr("ringlog.writer.writer.CUTS_TIMEOUT_SECONDS", 3600.0)
+    end = threading.Event()
+    monkeypatch.setattr(RetentionThread, "_step", lambda _: end.wait())
+    own = msgspec.structs.replace(own, stop_timeout_ms=0)
+    cuts = RetentionThread(own).start()
+    with Producer([LatencySample], settings=own) as producer, writing(own, MemorySink(), cuts) as writer:
+        appender = producer.appender(LatencySample)
+        assert all(appender.append("s", "o", 1.0) for _ in range(SLOTS_WANTED // 2))
+        eventually(lambda: writer._refuge.spooled_rows == SLOTS_WANTED // 2, "the spool")
+    end.set()
+    cuts._thread.join()
 
 
 def test_no_retention_on_old_recordings(own: Settings, execute: Execute, now: int) -> None:

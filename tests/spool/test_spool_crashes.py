@@ -118,6 +118,58 @@ def test_nothing_acknowledged_is_lost_whatever_the_step(tmp_path: Path, power_lo
     assert step > 60
 
 
+@descriptors_closed()
+def test_appends_that_fail_leave_no_files_behind(tmp_path: Path) -> None:
+    """On a disk with room for a header and for no frame, failing appends do not fill it up with headers.
+
+    What came before is replayed, and what is appended once there is room follows it.
+    """
+
+    def full(_step: int, call: str) -> None:
+        if call == "write" and disk.calls[-2] != "create":
+            raise OSError(errno.ENOSPC, "no space left")
+
+    disk = FaultyDisk()
+    spool = open_spool(tmp_path / "spool", file_bytes_max=FILE_BYTES_MAX, system=disk)
+    append(spool, Span(7, 0, 10))
+    assert spool.read("ticks", 25) is not None
+    before = spool.bytes
+    disk.fault = full
+    for _ in range(5):
+        with pytest.raises(SpoolError):
+            append(spool, Span(7, 10, 10))
+    assert spool.bytes == before
+    assert len(list((tmp_path / "spool/tables/ticks").glob("*.spool"))) == 1
+    disk.fault = None
+    append(spool, Span(7, 10, 5))
+    assert keys(*spool.read("ticks", 25).spans) == keys(Span(7, 10, 5))
+    spool.rewind("ticks")
+    assert drain(spool)[0] == keys(Span(7, 0, 15))
+    spool.close()
+
+
+@descriptors_closed()
+def test_a_file_without_a_frame_goes_at_the_next_start(tmp_path: Path) -> None:
+    """A process that died between a file's header and its first frame leaves nothing that counts against the cap."""
+    disk = FaultyDisk()
+    spool = open_spool(tmp_path / "spool", system=disk)
+
+    def dies(_step: int, call: str) -> None:
+        if call == "write" and disk.calls[-2] != "create":
+            raise Crash
+
+    disk.fault = dies
+    with pytest.raises(Crash):
+        append(spool, Span(7, 0, 10))
+    assert list((tmp_path / "spool/tables/ticks").glob("*.spool"))
+    spool.close()
+    spool = open_spool(tmp_path / "spool")
+    assert spool.bytes == 0
+    append(spool, Span(7, 0, 10))
+    assert drain(spool)[0] == keys(Span(7, 0, 10))
+    spool.close()
+
+
 @pytest.mark.parametrize("power_lost", [False, True], ids=["killed", "power-lost"])
 @descriptors_closed()
 def test_a_crash_during_recovery_changes_nothing(tmp_path: Path, power_lost: bool) -> None:

@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HEADER_WORDS = 8
+from ringlog.layout import BoardReason
+
+HEADER_WORDS = 32
 ENTRY_WORDS = 3
 ENTRIES_MAX = 2_000_000
-ATTEMPTED, ACCEPTED, REFUSED_DELIBERATE, REFUSED, LONGEST_NS = range(5)
+ATTEMPTED, ACCEPTED, LONGEST_NS = range(3)
+REASONS = ("full", *(f"board: {reason.name.lower()}" for reason in BoardReason), "budget", "reentrant", "closed")
+REFUSED_DELIBERATE, REFUSED = 3, 3 + len(REASONS)  # the first of so many words each
 
 
 class Attempts:

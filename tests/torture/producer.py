@@ -17,6 +17,7 @@ from torture.attempts import (
     ENTRY_WORDS,
     HEADER_WORDS,
     LONGEST_NS,
+    REASONS,
     REFUSED,
     REFUSED_DELIBERATE,
     Attempts,
@@ -25,6 +26,7 @@ from torture.attempts import (
 from torture.planted import plant_in_producer
 
 STOP, DELIBERATE = 0, 1
+LAG_SECONDS_MAX = 0.25  # what a process that stood still for longer would have attempted meanwhile is not made up for
 
 
 def run(runtime_dir: str, log: str, flags_path: str, producer: int, rate: float, plant: str) -> None:
@@ -47,13 +49,16 @@ def run(runtime_dir: str, log: str, flags_path: str, producer: int, rate: float,
             accepted += 1
             words[ACCEPTED] = accepted
         else:
-            words[REFUSED_DELIBERATE if flags[DELIBERATE] else REFUSED] += 1
+            reason = REASONS.index(trades.refused_reason())
+            words[(REFUSED_DELIBERATE if flags[DELIBERATE] else REFUSED) + reason] += 1
         number += 1
         reuse(number)
         if number % 16 == 0:
             ahead = started + number / rate - time.monotonic()
             if ahead > 0.0005:
                 time.sleep(ahead)
+            elif ahead < -LAG_SECONDS_MAX:
+                started -= ahead
 
 
 if __name__ == "__main__":

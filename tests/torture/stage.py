@@ -25,7 +25,7 @@ from ringlog.questdb.migrations import migrate
 from ringlog.records import PLATFORM_RECORDS, Trade, layout_of
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
-from torture.attempts import LONGEST_NS, REFUSED, REFUSED_DELIBERATE, Attempts
+from torture.attempts import LONGEST_NS, REASONS, Attempts
 from torture.planted import cut_unsynced
 from torture.producer import DELIBERATE, STOP
 from torture.rows import judge
@@ -178,11 +178,15 @@ class Stage:
         lanes = Path(self.settings.runtime_dir) / "lanes"
         return [*lanes.glob("*.json"), *self.settings.spool_path.glob("tables/*/*.spool")]
 
-    def refusals(self) -> tuple[int, int, int]:
-        """Refused while faults were deliberate, refused otherwise, and the longest append in nanoseconds."""
+    def refusals(self, first: int) -> dict[str, int]:
+        """How many attempts were refused, by reason; `first`: the first of their words in a log."""
         words = [Attempts(path, create=False).words for path in self.logs.values() if path.exists()]
-        deliberate = sum(int(each[REFUSED_DELIBERATE]) for each in words)
-        return deliberate, sum(int(each[REFUSED]) for each in words), max(int(each[LONGEST_NS]) for each in words)
+        counts = {reason: sum(int(each[first + at]) for each in words) for at, reason in enumerate(REASONS)}
+        return {reason: count for reason, count in counts.items() if count}
+
+    def longest_ns(self) -> int:
+        """The longest append of all."""
+        return max(int(Attempts(path, create=False).words[LONGEST_NS]) for path in self.logs.values() if path.exists())
 
     def close(self) -> None:
         self.flags[STOP] = 1

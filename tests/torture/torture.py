@@ -25,6 +25,7 @@ import psycopg
 from tcp_proxy import Connection, Fault, blackhole, lost_reply, passed, reset_in_the_middle, slow
 
 from ringlog.servers import QuestDBServer
+from torture.attempts import REFUSED, REFUSED_DELIBERATE
 from torture.planted import BUGS
 from torture.stage import TABLE, Stage
 
@@ -224,15 +225,17 @@ def torture(seconds: float, seed: int, plant: str, producers: int, rate: float) 
         stack.callback(stage.close)
         Torture(stage).run(seconds, producers)
         verdict = stage.finish()
-        deliberate, refused, longest_ns = stage.refusals()
+        refused, deliberate = stage.refusals(REFUSED), stage.refusals(REFUSED_DELIBERATE)
         report: dict[str, object] = {
             "seed": seed, "seconds": seconds, "plant": plant or None,
             "kills": dict(stage.kills), "faults": dict(stage.faults),
-            "accepted": verdict.accepted, "refused": refused, "refused_deliberate": deliberate,
+            "accepted": verdict.accepted,
+            "refused": sum(refused.values()), "refused_by_reason": refused,
+            "refused_deliberate": sum(deliberate.values()), "refused_deliberate_by_reason": deliberate,
             "stored": verdict.stored, "lost": len(verdict.lost),
             "duplicated": len(verdict.doubled) + len(verdict.doubled_keys), "altered": len(verdict.altered),
             "invented": len(verdict.invented), "spool_cut_bytes": stage.spool_cut_bytes,
-            "append_ns": {"max": longest_ns}, "is_clean": verdict.holds,
+            "append_ns": {"max": stage.longest_ns()}, "is_clean": verdict.holds,
         }  # fmt: skip
         if not verdict.holds:
             report["first"] = str(verdict)
