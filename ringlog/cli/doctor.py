@@ -14,7 +14,7 @@ from ringlog.records import PLATFORM_RECORDS, RecordLayout, layout_of
 from ringlog.settings import Settings, variables
 
 if TYPE_CHECKING:
-    from ringlog.monitor.findings import Finding
+    from ringlog.monitor.finding import Finding
 
 record_option = click.option(
     "--record", "names", multiple=True, metavar="MODULE:CLASS", help="A record type of your own; may be repeated."
@@ -42,7 +42,8 @@ def doctor(names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _run(names: tuple[str, ...], as_json: bool, *, is_live: bool) -> None:
-    from ringlog.monitor.findings import Finding, diagnosed, validated
+    from ringlog.monitor.finding import Finding
+    from ringlog.monitor.findings import diagnosed, validated
 
     try:
         settings = Settings.from_environment()

@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import shutil
 import stat
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-
-from ringlog.errors import ConfigurationError, LaneError, QueryError, RinglogError
+from ringlog.errors import ConfigurationError, LaneError
+from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance, check_private
-from ringlog.monitor.probes import probed, targets
+from ringlog.lanes.segments import SegmentBlank
+from ringlog.monitor.databases import servers
+from ringlog.monitor.finding import Finding
+from ringlog.monitor.flight_record import flight_record
 from ringlog.monitor.snapshot import Observer
 from ringlog.pressure import Thresholds
 from ringlog.questdb.conf import client_conf
-from ringlog.questdb.connection import Connection
-from ringlog.questdb.migrations import migrate, script
-from ringlog.questdb.tables import creates_by_itself, statuses
+from ringlog.questdb.migrations import script
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
-
-CLOCK_SECONDS_MAX = 1.0
-
-
-class Finding(msgspec.Struct):
-    """One thing that was looked at. `level`: `ok`, `warn` (nothing is lost yet) or `fail`; `fix` says what to do."""
-
-    check: str
-    level: str
-    text: str
-    fix: str = ""
 
 
 def validated(settings: Settings, layouts: Sequence[RecordLayout]) -> Iterator[Finding]:
@@ -76,19 +64,7 @@ def diagnosed(settings: Settings, layouts: Sequence[RecordLayout], environ: Mapp
         yield from _instance(settings)
     except LaneError as error:
         yield Finding("board", "fail", str(error), "stop producers and writer, and remove the board's segment")
-    for server in probed(targets(settings, environ)):
-        if server.answers:
-            yield Finding(server.name, "ok", f"{server.address} answers in {server.answer_ms:.1f} ms")
-        else:
-            fix = f"start {server.name}, or mend RINGLOG_{server.name.upper()}_HOST and its port"
-            yield Finding(server.name, "fail", f"{server.address}: {server.trouble}", fix)
-    connection = Connection.from_settings(settings)
-    try:
-        yield from _questdb(settings, layouts, connection)
-    except (RinglogError, QueryError) as error:
-        yield Finding("questdb", "fail", str(error), "look at the server's log, its version, and RINGLOG_QUESTDB_USER")
-    finally:
-        connection.close()
+    yield from servers(settings, layouts, environ)
 
 
 def _directories(settings: Settings) -> Iterator[Finding]:
@@ -146,6 +122,7 @@ def _instance(settings: Settings) -> Iterator[Finding]:
         elif lane.refused.get("full"):
             fix = "raise RINGLOG_LANE_BYTES_MAX, or see why the writer was behind"
             yield Finding("lanes", "warn", f"{name}: refused {lane.refused['full']} appends, being full", fix)
+    yield from _orphans(settings)
     yield Finding("lanes", "ok", f"{len(snapshot.lanes)} lanes, {snapshot.waiting} records waiting")
     limits = Thresholds.of_disk(settings.disk_free_bytes_min)
     for disk in snapshot.disks:
@@ -154,26 +131,30 @@ def _instance(settings: Settings) -> Iterator[Finding]:
         yield Finding("disks", {"refuse": "fail"}.get(disk.level, disk.level), text, fix)
 
 
-def _questdb(settings: Settings, layouts: Sequence[RecordLayout], connection: Connection) -> Iterator[Finding]:
-    before = time.time()
-    server_us = connection.execute("select cast(systimestamp() as long)")[0][0]
-    apart = server_us / 1e6 - (before + time.time()) / 2
-    wrong = abs(apart) > CLOCK_SECONDS_MAX
-    fix = "synchronise both clocks (chrony, systemd-timesyncd): timestamps decide what retention keeps" if wrong else ""
-    yield Finding("clocks", "fail" if wrong else "ok", f"QuestDB's clock is {apart:+.2f} s from this machine's", fix)
-    if creates_by_itself(connection):
-        fix = "set line.auto.create.new.tables and line.auto.create.new.columns to false"
-        yield Finding("questdb", "warn", "a write to a dropped table would make one without DEDUP", fix)
-    for status in statuses(connection).values():
-        if status.is_suspended:
-            fix = f"free the server's disk, then ALTER TABLE {status.table} RESUME WAL (never from a later transaction)"
-            yield Finding("tables", "fail", f"{status.table}: suspended", fix)
-    for found in migrate(settings, layouts, check=True):
-        if found.problem:
+def _orphans(settings: Settings) -> Iterator[Finding]:
+    """Segments of this instance that no card leads to: its runtime directory was cleared, say. Only Linux shows them."""
+    instance = Instance(settings)
+    directory = Path("/dev/shm")  # noqa: S108 (listed only)
+    prefix = instance.board_name.removesuffix("board")
+    # Segments first: a claim writes its card before its segment, so one that is seen has a card by then.
+    names = sorted(path.name for path in directory.glob(f"{prefix}*") if path.name != instance.board_name)
+    for name in sorted(set(names) - {card.segment for card in cards(instance)}):
+        remove = f"rm {directory / name}"
+        try:
+            found = flight_record(name, instance, 0)
+        except SegmentBlank:
             yield Finding(
-                "tables", "fail", found.problem, "mend the table by hand: `ringlog migrate` must not touch it"
+                "orphans", "warn", f"segment {name}: a claim that was never complete, nothing is in it", remove
             )
-        elif found.statements:
-            yield Finding("tables", "fail", f"{found.name}: not as wanted", "run `ringlog migrate`")
+        except LaneError as error:
+            if (directory / name).exists():  # else its lane was removed meanwhile, as every lane is in the end
+                yield Finding("orphans", "fail", f"segment {name} has no card: {error}", f"look at it, then {remove}")
         else:
-            yield Finding("tables", "ok", f"{found.name}: columns and DEDUP keys as wanted")
+            text = f"segment {name} of {found.table}, pid {found.owner_pid}, has no card: nobody drains it, "
+            fix = (
+                f"`ringlog dump {name} --json` shows them; append them again, then {remove}"
+                if found.waiting
+                else remove
+            )
+            level = "fail" if found.waiting else "warn"
+            yield Finding("orphans", level, f"{text}{found.waiting} unconfirmed records are in it", fix)

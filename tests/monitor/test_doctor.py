@@ -7,19 +7,27 @@ import os
 from pathlib import Path
 
 import msgspec
+import psycopg
 import pytest
+import redis
 from click.testing import CliRunner
 from lane_samples import Sample, child, eventually
+from psycopg import sql
 from writer_thread import writing
 
 from ringlog.cli import ringlog
-from ringlog.lanes.claims import open_board
+from ringlog.lanes.claims import cards, open_board
 from ringlog.lanes.instance import Instance
-from ringlog.monitor.findings import Finding, diagnosed, validated
+from ringlog.lanes.segments import create_segment, unlink_segment
+from ringlog.monitor.finding import Finding
+from ringlog.monitor.findings import diagnosed, validated
+from ringlog.postgres import migrations as postgres_migrations
+from ringlog.postgres.pools import connection_options
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.migrations import migrate
 from ringlog.records import PLATFORM_RECORDS, layout_of
-from ringlog.settings import Settings
+from ringlog.servers import PostgresServer, ValkeyServer
+from ringlog.settings import Secret, Settings
 from ringlog.sinks.memory import MemorySink
 
 LAYOUTS = [layout_of(record) for record in PLATFORM_RECORDS]
@@ -104,3 +112,82 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = CliRunner().invoke(ringlog, ["validate"])
     assert wrong.exit_code == 1
     assert "RINGLOG_LANE_BITES_MAX: got an unknown option" in wrong.output
+
+
+def test_segments_that_nobody_drains(lane_settings: Settings) -> None:
+    """A lane whose card was removed is found by its segment, with how many records only it has; one that was drained,
+    and a claim that was never complete, only need removing. A lane with its card is no orphan."""
+    instance = Instance(lane_settings)
+    with child(lane_settings, "appender.append(1, text_of(1))\nsay('ready')\nsys.stdin.readline()") as process:
+        assert process.line() == "ready"
+        (card,) = cards(instance)
+        assert [finding for finding in diagnosed(lane_settings, [], {}) if finding.check == "orphans"] == []
+        instance.card_path(card.lane).unlink()
+        blank = f"{instance.board_name.removesuffix('board')}{1:016x}"
+        create_segment(blank, 4096).close()
+        try:
+            found = [finding for finding in diagnosed(lane_settings, [], {}) if finding.check == "orphans"]
+            assert (
+                [finding.level for finding in found] == ["warn", "fail"] if blank < card.segment else ["fail", "warn"]
+            )
+            texts = {finding.level: finding for finding in found}
+            assert "1 unconfirmed records" in texts["fail"].text
+            assert f"ringlog dump {card.segment}" in texts["fail"].fix
+            assert f"rm /dev/shm/{card.segment}" in texts["fail"].fix
+            assert texts["warn"].fix == f"rm /dev/shm/{blank}"
+        finally:
+            unlink_segment(blank)
+            unlink_segment(card.segment)
+
+
+def of(check: str, found: list[Finding]) -> list[Finding]:
+    return [finding for finding in found if finding.check == check]
+
+
+def test_postgres_is_looked_into(lane_settings: Settings, postgres_server: PostgresServer, tmp_path: Path) -> None:
+    """Missing revisions, what was dropped from an applied one, and a password that is not taken, each with its fix."""
+    database = f"doctor_{tmp_path.name}_{os.getpid()}"[:60]
+    admin = Settings(**postgres_server.settings())
+    with psycopg.connect(**connection_options(admin)) as connection:
+        connection.execute(sql.SQL("create database {}").format(sql.Identifier(database)))
+    settings = msgspec.structs.replace(
+        lane_settings, questdb_http_port=1, **{**postgres_server.settings(), "postgres_database": database}
+    )
+    environ = {"RINGLOG_POSTGRES_HOST": settings.postgres_host}
+    missing = of("postgres", list(diagnosed(settings, [], environ)))
+    assert [finding.level for finding in missing] == ["ok", *["fail"] * len(postgres_migrations.scripts())]
+    assert missing[1].fix == "run `ringlog migrate --only postgres`"
+    postgres_migrations.migrate(settings)
+    assert [finding.level for finding in of("postgres", list(diagnosed(settings, [], environ)))] == ["ok", "ok"]
+    with psycopg.connect(**connection_options(settings)) as connection:
+        connection.execute("drop table node_health")
+    (dropped,) = of("postgres", failed(list(diagnosed(settings, [], environ))))
+    assert "0004_nodes: applied, but got no table node_health" in dropped.text
+    assert "schemas/postgres/0004_nodes.sql" in dropped.fix
+    wrong = msgspec.structs.replace(settings, postgres_password=Secret("canary"))
+    (refused,) = of("postgres", failed(list(diagnosed(wrong, [], environ))))
+    assert "canary" not in refused.text
+    assert "RINGLOG_POSTGRES_USER" in refused.fix
+    with psycopg.connect(**connection_options(admin)) as connection:
+        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(database)))
+
+
+def test_redis_is_looked_into(lane_settings: Settings, valkey_server: ValkeyServer) -> None:
+    """A password that is not taken, and a policy that would evict whole streams, each with its fix."""
+    settings = msgspec.structs.replace(lane_settings, questdb_http_port=1, **valkey_server.settings())
+    environ = {"RINGLOG_REDIS_HOST": settings.redis_host}
+    assert [finding.level for finding in of("redis", list(diagnosed(settings, [], environ)))] == ["ok", "ok"]
+    wrong = msgspec.structs.replace(settings, redis_password=Secret("canary"))
+    (refused,) = of("redis", failed(list(diagnosed(wrong, [], environ))))
+    assert "canary" not in refused.text
+    assert "RINGLOG_REDIS_USER" in refused.fix
+    with redis.Redis(port=settings.redis_port, password=settings.redis_password.reveal()) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("maxmemory", "1gb")
+        try:
+            (evicting,) = of("redis", failed(list(diagnosed(settings, [], environ))))
+        finally:
+            client.config_set("maxmemory", "0")
+            client.config_set("maxmemory-policy", "noeviction")
+    assert "allkeys-lru" in evicting.text
+    assert "noeviction" in evicting.fix
