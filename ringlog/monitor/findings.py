@@ -132,7 +132,7 @@ def _instance(settings: Settings) -> Iterator[Finding]:
 
 
 def _orphans(settings: Settings) -> Iterator[Finding]:
-    """Segments of this instance that no card leads to: its runtime directory was cleared, say. Only Linux shows them."""
+    """Segments of this instance that no card leads to: its runtime directory was cleared, say. On Linux alone."""
     instance = Instance(settings)
     directory = Path("/dev/shm")  # noqa: S108 (listed only)
     prefix = instance.board_name.removesuffix("board")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -37,7 +38,7 @@ def services(compose: dict[str, Any]) -> dict[str, Any]:
 def test_images_are_pinned(services: dict[str, Any]) -> None:
     """Every image names an exact version, and QuestDB's is the one that is embedded and tested."""
     for name, service in services.items():
-        assert re.fullmatch(r"[a-z/]+:\d+(\.\d+)+", service["image"]), name
+        assert re.fullmatch(r"[a-z/]+:v?\d+(\.\d+)+", service["image"]), name
     assert services["questdb"]["image"] == f"questdb/questdb:{VERSION}"
     for line in (ROOT / "Dockerfile").read_text().splitlines():
         if line.startswith("FROM"):
@@ -80,7 +81,55 @@ def test_services_are_checked_and_awaited(services: dict[str, Any], compose: dic
                 assert "healthcheck" in services[other]
             elif how["condition"] == "service_completed_successfully":
                 assert other in ONE_SHOT
-        assert {volume.split(":")[0] for volume in service.get("volumes", [])} <= set(compose["volumes"]), name
+        named = {volume.split(":")[0] for volume in service.get("volumes", []) if not volume.startswith("./")}
+        assert named <= set(compose["volumes"]), name
+
+
+def test_files_that_are_mounted_are_there(services: dict[str, Any]) -> None:
+    """Every file that a service is given lies in the repository, and cannot be written from inside."""
+    mounted = [volume for service in services.values() for volume in service.get("volumes", []) if volume[0] == "."]
+    assert len(mounted) == 4
+    for volume in mounted:
+        path, _, mode = volume.split(":")
+        assert (ROOT / path).is_file(), path
+        assert mode == "ro"
+
+
+def test_grafana_is_given_what_its_dashboard_wants(services: dict[str, Any]) -> None:
+    """Each data source that a panel asks for is provisioned, with the read-only user that QuestDB has, and the
+    dashboard lies where the provider looks."""
+    grafana, questdb = services["grafana"], services["questdb"]["environment"]
+    dashboard = json.loads((ROOT / "schemas/grafana/ringlog.json").read_text())
+    sources = yaml.safe_load((ROOT / "schemas/grafana/datasources.yaml").read_text())["datasources"]
+    assert {source["type"] for source in sources} == {variable["query"] for variable in dashboard["templating"]["list"]}
+    by_type = {source["type"]: source for source in sources}
+    assert by_type["questdb-questdb-datasource"]["jsonData"]["username"] == questdb["QDB_PG_READONLY_USER"]
+    assert by_type["questdb-questdb-datasource"]["secureJsonData"]["password"] == "$RINGLOG_GRAFANA_PASSWORD"
+    assert grafana["environment"]["RINGLOG_GRAFANA_PASSWORD"] == questdb["QDB_PG_READONLY_PASSWORD"]
+    assert re.fullmatch(
+        r"questdb-questdb-datasource@\d+\.\d+\.\d+", grafana["environment"]["GF_PLUGINS_PREINSTALL_SYNC"]
+    )
+    (provider,) = yaml.safe_load((ROOT / "schemas/grafana/dashboards.yaml").read_text())["providers"]
+    assert any(f":{provider['options']['path']}/ringlog.json:" in volume for volume in grafana["volumes"])
+
+
+def test_prometheus_asks_the_writer(services: dict[str, Any]) -> None:
+    """The only target is the port at which the writer serves its metrics."""
+    (job,) = yaml.safe_load((ROOT / "schemas/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    port = services["writer"]["environment"]["RINGLOG_METRICS_PORT"]
+    assert job["static_configs"] == [{"targets": [f"127.0.0.1:{port}"]}]
+
+
+def test_the_file_is_what_compose_reads(tmp_path: Path) -> None:
+    """The compose specification's own schema takes the file, and refuses one with a misspelt option."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, str(ROOT / "docker-compose.yml")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wrong = tmp_path / "docker-compose.yml"
+    wrong.write_text((ROOT / "docker-compose.yml").read_text().replace("stop_grace_period: 15s", "stop_grace: 15s"))
+    done = subprocess.run([*command, str(wrong)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "stop_grace" in done.stdout
 
 
 def test_passwords_must_be_given(compose: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from lane_samples import Drained, eventually, segments
 from replay_files import FIELDS, FIRST_US, csv_bytes, trade, trades, written
 
 from ringlog.cli import ringlog
-from ringlog.demo.writer_process import environment_of, running_writer
+from ringlog.demo.writer_process import running_writer
 from ringlog.errors import RinglogError
 from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance
@@ -137,7 +137,7 @@ def test_a_lane_retired_under_the_replay(
 def test_two_replays_of_one_file(lane_settings: Settings, tmp_path: Path) -> None:
     """While one runs (or stands still) another of the same file is refused."""
     path = written(tmp_path / "a.csv", trades(3))
-    environment = {**os.environ, **environment_of(lane_settings)}
+    environment = {**os.environ, **lane_settings.to_environment()}
     command = [sys.executable, "-m", "ringlog", "replay", str(path), "--record", "Trade"]
     with Replay(path, Trade, lane_settings):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
@@ -177,7 +177,7 @@ class Running:
     def __init__(self, path: Path, settings: Settings, *options: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ringlog", "replay", str(path), "--record", "Trade", "--json", *options],
-            env={**os.environ, **environment_of(settings)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, **settings.to_environment()}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def ended(self) -> tuple[int, dict[str, Any], str]:
@@ -280,7 +280,7 @@ def test_wrong_calls(
 ) -> None:
     """Each is told in a line, exits 2 for wrong usage and 1 otherwise, and leaves no lane."""
     monkeypatch.chdir(tmp_path)
-    for name, text in environment_of(lane_settings).items():
+    for name, text in lane_settings.to_environment().items():
         monkeypatch.setenv(name, text)
     written(tmp_path / "a.csv", trades(3))
     (tmp_path / "a.txt").write_text("x")
@@ -292,7 +292,7 @@ def test_wrong_calls(
 
 def test_the_summary_for_a_person(lane_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts, the file of rejects and the exit status 1 where there are any."""
-    for name, text in environment_of(lane_settings).items():
+    for name, text in lane_settings.to_environment().items():
         monkeypatch.setenv(name, text)
     path = tmp_path / "a.csv"
     path.write_bytes(csv_bytes(trades(5)) + b"1,2\n")
