@@ -129,7 +129,8 @@ class AsyncQueries:
         cursor = await self._retried(work, timeout_ms, calls.retriable(sql))
         # The answer is whole and here: while it is decoded, the connection serves the next caller already.
         try:
-            return calls.described_result(cursor.description, await cursor.fetchall() if cursor.description else [])
+            tuples = await cursor.fetchall() if cursor.rownumber is not None else []
+            return calls.answered_result(cursor.pgresult, tuples)
         except psycopg.Error as error:
             pools.translate(error, self._server, broken=False)
 

@@ -6,8 +6,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Generator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import psycopg
 
@@ -16,7 +16,6 @@ from ringlog.questdb.conf import client_conf, is_loopback
 from ringlog.settings import Secret, Settings
 
 _logger = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
 
 # Older servers may corrupt storage when identical rows are written again under DEDUP (questdb#6359).
 VERSION_MIN = (9, 2, 2)
@@ -31,24 +30,10 @@ class _Bounded(psycopg.Connection[Any]):
 
     deadline: float | None = None
 
-    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().wait(_until(gen, self.deadline), *args, **kwargs)
-
-
-def _until(gen: Generator[Any, Any, _Result], deadline: float | None) -> Generator[Any, Any, _Result]:
-    """Passes everything on to `gen`; raises OperationalError once it is woken after the deadline.
-
-    psycopg wakes its generators at least every 0.1 s, so this bounds every wait without a timer or a thread.
-    """
-    try:
-        wanted = next(gen)
-        while True:
-            ready = yield wanted
-            if not ready and deadline is not None and time.monotonic() > deadline:
-                raise psycopg.OperationalError("no answer in time")
-            wanted = gen.send(ready)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        if timeout is None and self.deadline is not None:
+            timeout = max(0.0, self.deadline - time.monotonic())
+        return super().wait(gen, interval, timeout)
 
 
 class Connection:
@@ -92,7 +77,7 @@ class Connection:
             connection.deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
             try:
                 cursor = connection.execute(sql, parameters or None)
-                return cursor.fetchall() if cursor.description else []
+                return cursor.fetchall() if cursor.rownumber is not None else []
             except psycopg.Error as error:
                 is_broken, reason = connection.closed or _is_broken(error), _reason(error)
             # Raised out here: psycopg's own error holds the password, and an error keeps the one it was raised under.

@@ -12,12 +12,10 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Generator
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, cast
 
 import psycopg
 import psycopg_pool
-from psycopg.types.datetime import TimestamptzBinaryLoader
 
 from ringlog.errors import (
     QueryError,
@@ -31,8 +29,10 @@ from ringlog.questdb.conf import client_conf, is_loopback
 from ringlog.questdb.connection import CONNECT_TIMEOUT_S, DATABASE
 from ringlog.settings import Settings
 
-_logger = logging.getLogger(__name__)
-_T = TypeVar("_T")
+# As psycopg has it registered: its C class, where that is installed.
+_TIMESTAMPTZ_LOADER: Any = psycopg.adapters.get_loader(
+    psycopg.adapters.types["timestamptz"].oid, psycopg.pq.Format.BINARY
+)
 
 # What these say is in the errors too: it must not reach the terminal of a program that configured no logging.
 for _name in ("psycopg.pool", "stamina"):
@@ -44,6 +44,8 @@ PREPARE_THRESHOLD = 2
 # trip would cost every query, and a connection that broke meanwhile only costs a retry.
 CHECK_IDLE_S = 1.0
 CHECK_TIMEOUT_S = 1.0
+# How often a wait for an answer wakes to see interrupts and its deadline.
+WAIT_INTERVAL_S = 0.1
 # How long one attempt waits for a connection before it asks again (and so lets the pool start new ones), and for how
 # long the pool goes on by itself: psycopg_pool doubles its delay from 1 s on, so that more would make it slow to see
 # a server that is back.
@@ -69,17 +71,26 @@ class Health:
         self.error = str(error).strip().replace("\n", "; ")
 
 
-def _until(gen: Generator[Any, Any, _T], deadline: float) -> Generator[Any, Any, _T]:
-    # psycopg wakes its generators at least every 0.1 s, so this bounds every wait without a timer or a thread.
-    try:
-        wanted = next(gen)
-        while True:
-            ready = yield wanted
-            if time.monotonic() > deadline:
-                raise DeadlinePassed("no answer in time")
-            wanted = gen.send(ready)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
+def _seconds_left(deadline: float) -> float | None:
+    return None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+
+
+def _raise_where_late(deadline: float, error: psycopg.OperationalError) -> None:
+    if time.monotonic() >= deadline:
+        raise DeadlinePassed("no answer in time") from error
+
+
+class UtcTimestampLoader:
+    """Makes psycopg's loader of times with a zone, for a column without one: QuestDB's times are all in UTC.
+
+    Made without a connection it takes UTC for its zone. That of the connection is called GMT, an entry of the zone
+    database, and to convert each value to it would cost a third of the decoding of a row of trades.
+    """
+
+    format = psycopg.pq.Format.BINARY
+
+    def __new__(cls, oid: int, _context: Any = None) -> Any:
+        return _TIMESTAMPTZ_LOADER(oid)
 
 
 class PooledConnection(psycopg.Connection[Any]):
@@ -99,8 +110,12 @@ class PooledConnection(psycopg.Connection[Any]):
         _prepare(connection, health)
         return connection
 
-    def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
-        return super().wait(_until(gen, self.deadline), *args, **options)
+    def wait(self, gen: Any, interval: float = WAIT_INTERVAL_S, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, _seconds_left(self.deadline) if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            _raise_where_late(self.deadline, error)
+            raise
 
 
 class AsyncPooledConnection(psycopg.AsyncConnection[Any]):
@@ -120,16 +135,18 @@ class AsyncPooledConnection(psycopg.AsyncConnection[Any]):
         _prepare(connection, health)
         return connection
 
-    async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
-        return await super().wait(_until(gen, self.deadline), *args, **options)
+    async def wait(self, gen: Any, interval: float = WAIT_INTERVAL_S, timeout: float | None = None) -> Any:
+        try:
+            return await super().wait(gen, interval, _seconds_left(self.deadline) if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            _raise_where_late(self.deadline, error)
+            raise
 
 
 def _prepare(connection: PooledConnection | AsyncPooledConnection, health: Health) -> None:
     connection.health = health
     connection.used_at = time.monotonic()
-    # QuestDB sends times as PostgreSQL's type without a zone, always in UTC: made aware while they are decoded, which
-    # costs a fifth of what a replace(tzinfo=) per row does.
-    connection.adapters.register_loader("timestamp", TimestamptzBinaryLoader)
+    connection.adapters.register_loader("timestamp", cast("type[psycopg.adapt.Loader]", UtcTimestampLoader))
 
 
 def _needs_check(connection: PooledConnection | AsyncPooledConnection) -> bool:

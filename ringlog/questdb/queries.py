@@ -128,7 +128,7 @@ class Queries:
         cursor = self._retried(work, timeout_ms, calls.retriable(sql))
         # The answer is whole and here: while it is decoded, the connection serves the next caller already.
         try:
-            return calls.described_result(cursor.description, cursor.fetchall() if cursor.description else [])
+            return calls.answered_result(cursor.pgresult, cursor.fetchall() if cursor.rownumber is not None else [])
         except psycopg.Error as error:
             pools.translate(error, self._server, broken=False)
 

@@ -153,9 +153,18 @@ def _kind(hint: Any) -> str:
     return str(hint.__name__)
 
 
-def described_columns(description: Sequence[Any]) -> tuple[tuple[str, str], ...]:
-    """(name, kind) of a cursor's columns."""
-    return tuple((column.name, _KINDS.get(column.type_code, "other")) for column in description)
+def answered_columns(answer: Any) -> tuple[tuple[str, str], ...]:
+    """(name, kind) of the columns of a psycopg PGresult.
+
+    A cursor's `description` says the same and makes an object for each column of each answer, which costs a query of
+    100 rows a tenth of its time.
+    """
+    return _columns(tuple((answer.fname(index), answer.ftype(index)) for index in range(answer.nfields)))
+
+
+@functools.lru_cache(maxsize=256)
+def _columns(wire: tuple[tuple[bytes, int], ...]) -> tuple[tuple[str, str], ...]:
+    return tuple((name.decode(), _KINDS.get(oid, "other")) for name, oid in wire)
 
 
 @functools.lru_cache(maxsize=256)
