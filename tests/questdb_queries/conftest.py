@@ -63,6 +63,14 @@ def insert(execute: Execute) -> Insert:
     return put
 
 
+def is_valid(execute: Execute, view: str) -> bool:
+    """Whether a view is valid; one that the server made invalid meanwhile is filled again."""
+    ((state,),) = execute("SELECT view_status FROM materialized_views() WHERE view_name = %s", (view,))
+    if state == "invalid":
+        execute(f"REFRESH MATERIALIZED VIEW {view} FULL")
+    return bool(state == "valid")
+
+
 @pytest.fixture
 def empty(execute: Execute) -> None:
     """All tables empty, all views valid."""
@@ -73,18 +81,9 @@ def empty(execute: Execute) -> None:
     # refresh that is asked for after the truncation was applied comes after that.
     for rollup in ROLLUPS:
         execute(f"REFRESH MATERIALIZED VIEW {rollup.view} FULL")
-        state = f"SELECT view_status FROM materialized_views() WHERE view_name = '{rollup.view}'"
-        wait_until(lambda state=state: execute(state) == [("valid",)], "the view to be filled anew")
+        wait_until(lambda rollup=rollup: is_valid(execute, rollup.view), "the view to be filled anew")
         wait_applied(execute, rollup.view, views=False)
-
-    def all_valid() -> bool:
-        states = execute("SELECT view_name, view_status FROM materialized_views()")
-        for view, state in states:
-            if state == "invalid":
-                execute(f"REFRESH MATERIALIZED VIEW {view} FULL")
-        return all(state == "valid" for _, state in states)
-
-    wait_until(all_valid, "valid views")
+    wait_until(lambda: all([is_valid(execute, rollup.view) for rollup in ROLLUPS]), "valid views")
     for table in TABLES:
         wait_applied(execute, table)
 
