@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 
-from ringlog.errors import RetentionRunning, RinglogError
+from ringlog.errors import RetentionRunning, RinglogError, ServerUnavailable
 from ringlog.questdb.retention import Retention
 from ringlog.questdb.retention_window import run_if_due
 from ringlog.settings import Settings
@@ -69,7 +69,12 @@ class RetentionThread:
         self._by_table = self._retention.expiry_cuts()
         if time.monotonic() >= self._run_at:
             self._run_at = time.monotonic() + RUN_INTERVAL_S
-            if run_if_due(self._settings) is not None:
+            try:
+                ran = run_if_due(self._settings)
+            except ServerUnavailable:
+                self._run_at = 0.0  # whether a run was due is still not known
+                raise
+            if ran is not None:
                 self._by_table = self._retention.expiry_cuts()
 
     def _failed(self, error: Exception) -> None:

@@ -18,7 +18,7 @@ from ringlog.cli.writer import _cuts
 from ringlog.dead_letters import DeadLetter
 from ringlog.errors import ServerUnavailable
 from ringlog.lanes.claims import SLOTS_WANTED
-from ringlog.questdb import audit
+from ringlog.questdb import audit, retention_thread
 from ringlog.questdb.audit import AuditEntry
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.retention import Retention
@@ -197,12 +197,32 @@ def test_lanes_do_not_fill_up_for_cuts(own: Settings, monkeypatch: pytest.Monkey
     monkeypatch.setattr(RetentionThread, "_step", lambda _: end.wait())
     own = msgspec.structs.replace(own, stop_timeout_ms=0)
     cuts = RetentionThread(own).start()
-    with Producer([LatencySample], settings=own) as producer, writing(own, MemorySink(), cuts) as writer:
+    with Producer([LatencySample], settings=own) as producer, writing(own, MemorySink(), cuts=cuts) as writer:
         appender = producer.appender(LatencySample)
         assert all(appender.append("s", "o", 1.0) for _ in range(SLOTS_WANTED // 2))
         eventually(lambda: writer._refuge.spooled_rows == SLOTS_WANTED // 2, "the spool")
     end.set()
     cuts._thread.join()
+
+
+def test_a_run_that_could_not_be_asked_for_is_asked_for_again(
+    own: Settings, execute: Execute, insert: Insert, now: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that does not answer when a run is due costs seconds, not the ten minutes until the next look."""
+    real, asked = retention_thread.run_if_due, threading.Event()
+
+    def away_at_first(settings: Settings) -> Any:
+        if not asked.is_set():
+            asked.set()
+            raise ServerUnavailable("away")
+        return real(settings)
+
+    monkeypatch.setattr(retention_thread, "run_if_due", away_at_first)
+    monkeypatch.setattr(retention_thread, "CUTS_INTERVAL_S", 0.02)
+    insert("latencies", [{"timestamp": now - 31 * DAY, "service": "s", "operation": "o", "latency_us": 1.0}])
+    thread = RetentionThread(msgspec.structs.replace(own, retention_hour=now // HOUR % 24)).start()
+    eventually(lambda: audit_outcomes(execute).get("latencies") == "executed", "the run")
+    thread.close()
 
 
 def test_no_retention_on_old_recordings(own: Settings, execute: Execute, now: int) -> None:
