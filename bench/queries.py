@@ -9,11 +9,10 @@ from typing import Any
 
 from bench.figures import Figure, Result, main, percentiles
 from bench.query_data import DAY_US, OPERATIONS, SERVICES, TRADERS, fill
+from bench.stack import server
 from ringlog.questdb.connection import Connection
-from ringlog.questdb.migrations import migrate
 from ringlog.questdb.percentiles import nearest_rank
 from ringlog.questdb.queries import Queries
-from ringlog.records import PLATFORM_RECORDS, layout_of
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
@@ -25,13 +24,9 @@ ASKED = (50.0, 95.0, 99.0)
 DAY_S = DAY_US // 1_000_000
 
 
-def run(tiny: bool) -> Result:
-    with QuestDBServer() as server:
-        settings = Settings(**server.settings(), request_timeout_ms=60_000, query_timeout_ms=30_000)
-        problems = [
-            m.problem for m in migrate(settings, [layout_of(record) for record in PLATFORM_RECORDS]) if m.problem
-        ]
-        assert not problems, problems
+def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
+    with server(running) as questdb:
+        settings = Settings(**questdb.settings(), request_timeout_ms=60_000, query_timeout_ms=30_000)
         connection = Connection.from_settings(settings)
         end_us = time.time_ns() // 1_000
         for table, rows in ROWS.items():

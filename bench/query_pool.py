@@ -13,15 +13,13 @@ import psycopg
 
 from bench.figures import Figure, Result, interleaved, main, median_ratio
 from bench.query_data import fill
-from bench.stack import connect
+from bench.stack import connect, server
 from ringlog.errors import ServerUnavailable
 from ringlog.questdb.connection import Connection
-from ringlog.questdb.migrations import migrate
 from ringlog.questdb.pools import PREPARE_THRESHOLD
 from ringlog.questdb.queries import Queries
 from ringlog.questdb.results import struct_columns
 from ringlog.questdb.rows import TradeRow
-from ringlog.records import Trade, layout_of
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
@@ -33,18 +31,17 @@ LAST_TRADES = f"SELECT {COLUMNS} FROM trades WHERE trader_id = %s ORDER BY times
 LARGE, SMALL = ("trader-7", 1_000), ("trader-7", 100)
 
 
-def run(tiny: bool) -> Result:
-    with QuestDBServer() as server:
-        settings = Settings(**server.settings(), query_pool_size_min=CONNECTIONS, query_pool_size_max=CONNECTIONS)
-        migrate(settings, [layout_of(Trade)])
-        connection = Connection.from_settings(Settings(**server.settings(), request_timeout_ms=60_000))
+def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
+    with server(running) as questdb:
+        settings = Settings(**questdb.settings(), query_pool_size_min=CONNECTIONS, query_pool_size_max=CONNECTIONS)
+        connection = Connection.from_settings(Settings(**questdb.settings(), request_timeout_ms=60_000))
         fill(connection.execute, "trades", 20_000 if tiny else 1_000_000, time.time_ns() // 1_000)
         connection.close()
         seconds, rounds = (0.3, 1) if tiny else (2.5, 4)
         with Queries(settings) as queries:
             found = throughput(settings, queries, seconds, rounds)
             found += overhead(settings, 5 if tiny else 60)
-            found.append(recovery(server, queries))
+            found.append(recovery(questdb, queries))
             statistics_ = queries.statistics()
     return Result(
         benchmark="query_pool",
@@ -156,7 +153,7 @@ def overhead(settings: Settings, rounds: int) -> list[Figure]:
     ]
 
 
-def recovery(server: QuestDBServer, queries: Queries) -> Figure:
+def recovery(questdb: QuestDBServer, queries: Queries) -> Figure:
     """Seconds from the server being ready again until each of 20 threads, asking all the time, had an answer."""
     stop = threading.Event()
     answered = [0.0] * 20
@@ -177,8 +174,8 @@ def recovery(server: QuestDBServer, queries: Queries) -> Figure:
         thread.start()
     try:
         until(lambda: all(answered))
-        server.kill()
-        server.start()
+        questdb.kill()
+        questdb.start()
         back = time.perf_counter()
         until(lambda: min(answered) > back)
     finally:

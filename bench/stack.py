@@ -49,7 +49,12 @@ def _environment(settings: Settings) -> dict[str, str]:
 def server(running: QuestDBServer | None = None) -> Iterator[QuestDBServer]:
     """QuestDB with the platform's tables, in a directory of its own, unless one that runs is given."""
     with contextlib.nullcontext(running) if running else QuestDBServer() as questdb:
-        migrate(Settings(**questdb.settings()), [layout_of(record) for record in PLATFORM_RECORDS])
+        made = migrate(
+            Settings(**questdb.settings(), request_timeout_ms=60_000),
+            [layout_of(record) for record in PLATFORM_RECORDS],
+        )
+        problems = [migration.problem for migration in made if migration.problem]
+        assert not problems, problems
         yield questdb
 
 

@@ -76,6 +76,21 @@ def questdb_server() -> Iterator[QuestDBServer]:
 
 
 @pytest.fixture(scope="session")
+def mortal_server() -> Iterator[QuestDBServer]:
+    """A QuestDB to be stopped and killed: a test leaves it running, and brings or empties the tables that it needs.
+
+    In dev mode, so that tables can be suspended by SQL.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QDB_DEV_MODE_ENABLED", "true")
+        server = QuestDBServer().start()
+    with server:
+        with (server.data_dir / "conf" / "server.conf").open("a") as conf:  # for its next lives
+            conf.write("\ndev.mode.enabled=true\n")
+        yield server
+
+
+@pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """PostgreSQL for the whole session: use a database or schema of your own, and a server of your own for faults."""
     with PostgresServer() as server:

@@ -11,15 +11,6 @@ from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
 
-@pytest.fixture(scope="package")
-def mortal_server() -> Iterator[QuestDBServer]:
-    """A QuestDB of this folder alone, to be stopped and killed; dev mode, so that tables can be suspended by SQL."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QDB_DEV_MODE_ENABLED", "true")
-        with QuestDBServer() as server:
-            yield server
-
-
 @pytest.fixture
 def path(mortal_server: QuestDBServer, instance_dir: Path, tmp_path: Path) -> Iterator[WholePath]:
     """A fresh instance and an empty table on the mortal server, which answers again when the test is over."""

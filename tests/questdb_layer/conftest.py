@@ -33,28 +33,19 @@ def layout(sink: QuestdbSink) -> Iterator[RecordLayout]:
     sink.connection.execute(f'drop table if exists "{layout.table}"')
 
 
-@pytest.fixture(scope="package")
-def own_server() -> Iterator[QuestDBServer]:
-    """A QuestDB of this folder alone, to be stopped and killed; dev mode, so that tables can be suspended by SQL."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QDB_DEV_MODE_ENABLED", "true")
-        with QuestDBServer() as server:
-            yield server
-
-
 @pytest.fixture
-def own_settings(own_server: QuestDBServer) -> Iterator[Settings]:
-    """Settings that lead to `own_server`, which is up and answers again when the test is over."""
-    settings = Settings(**own_server.settings(), request_timeout_ms=PATIENT_MS)
+def own_settings(mortal_server: QuestDBServer) -> Iterator[Settings]:
+    """Settings that lead to `mortal_server`, which is up and answers again when the test is over."""
+    settings = Settings(**mortal_server.settings(), request_timeout_ms=PATIENT_MS)
     yield settings
-    own_server.continue_signal()
-    own_server.start()
-    wait_until(own_server.answers, "the server answers")
+    mortal_server.continue_signal()
+    mortal_server.start()
+    wait_until(mortal_server.answers, "the server answers")
 
 
 @pytest.fixture
 def own_sink(own_settings: Settings) -> Iterator[QuestdbSink]:
-    """A sink to `own_server`."""
+    """A sink to `mortal_server`."""
     sink = QuestdbSink(own_settings)
     yield sink
     sink.close()
@@ -62,7 +53,7 @@ def own_sink(own_settings: Settings) -> Iterator[QuestdbSink]:
 
 @pytest.fixture
 def own_layout(own_sink: QuestdbSink) -> RecordLayout:
-    """A table of every kind on `own_server`."""
+    """A table of every kind on `mortal_server`."""
     layout = fresh_layout()
     tables.apply(own_sink.connection, layout, tables.needed(own_sink.connection, layout))
     return layout

@@ -132,14 +132,14 @@ def test_a_password_with_semicolons_reaches_the_server_whole() -> None:
 
 
 def test_a_stopped_server_costs_bounded_time(
-    own_server: QuestDBServer, own_sink: QuestdbSink, own_settings: Settings, own_layout: RecordLayout
+    mortal_server: QuestDBServer, own_sink: QuestdbSink, own_settings: Settings, own_layout: RecordLayout
 ) -> None:
     """Against a server that hangs (SIGSTOP) send and confirm give up in the stated time; the same sink then goes on."""
     sink = QuestdbSink(msgspec.structs.replace(own_settings, request_timeout_ms=500))
     request = sink.encode(batch_of(own_layout, ROWS))
     receipts: list[Receipt] = []
     wait_until(lambda: sent(sink, request, receipts), "sent")
-    own_server.stop_signal()
+    mortal_server.stop_signal()
     # Against 30 s and more without bounds; a busy machine adds to the 4 s that are stated.
     bound_s = CONNECT_TIMEOUT_S + 4 * 0.5 + 10
     for call in (lambda: sink.send(request), lambda: sink.confirm(receipts), lambda: sink.send(request)):
@@ -147,7 +147,7 @@ def test_a_stopped_server_costs_bounded_time(
         with pytest.raises(ServerUnavailable):
             call()
         assert time.monotonic() - started < bound_s
-    own_server.continue_signal()
+    mortal_server.continue_signal()
     wait_until(lambda: sent(sink, request, receipts), "the same sink sends again")
     wait_until(lambda: applied(own_sink, receipts[-1]), "rows applied")
     sink.close()
@@ -162,17 +162,17 @@ def applied(sink: QuestdbSink, receipt: Receipt) -> bool:
 
 
 def test_a_server_killed_between_send_and_confirm(
-    own_server: QuestDBServer, own_sink: QuestdbSink, own_layout: RecordLayout
+    mortal_server: QuestDBServer, own_sink: QuestdbSink, own_layout: RecordLayout
 ) -> None:
     """After a kill -9 the receipt is confirmed by the server that came back; sent again, each row is there once."""
     for first_seq in range(0, 200, 20):
         request = own_sink.encode(batch_of(own_layout, ROWS, first_seq=first_seq))
         receipt = own_sink.send(request)
         own_sink.release(request)
-    own_server.kill()
+    mortal_server.kill()
     with pytest.raises(ServerUnavailable):
         own_sink.confirm([receipt])
-    own_server.start()
+    mortal_server.start()
     wait_until(lambda: applied(own_sink, receipt), "rows applied after the restart")
     assert len(stored(own_sink, own_layout)) == 200
     deliver(own_sink, batch_of(own_layout, ROWS, first_seq=180))
@@ -180,7 +180,7 @@ def test_a_server_killed_between_send_and_confirm(
 
 
 def test_encoding_goes_on_while_a_send_hangs(
-    own_server: QuestDBServer, own_sink: QuestdbSink, own_settings: Settings, own_layout: RecordLayout
+    mortal_server: QuestDBServer, own_sink: QuestdbSink, own_settings: Settings, own_layout: RecordLayout
 ) -> None:
     """While one thread waits for a hanging server, another encodes: the request in flight keeps its rows."""
     rows = list(numbered(40))
@@ -188,7 +188,7 @@ def test_encoding_goes_on_while_a_send_hangs(
     deliver(own_sink, batch.take(0, 1))
     sink = QuestdbSink(msgspec.structs.replace(own_settings, request_timeout_ms=2_000))
     first = sink.encode(batch.take(0, 20))
-    own_server.stop_signal()
+    mortal_server.stop_signal()
     failed: list[Exception] = []
     thread = threading.Thread(target=lambda: collect(failed, lambda: sink.send(first)))
     thread.start()
@@ -196,7 +196,7 @@ def test_encoding_goes_on_while_a_send_hangs(
     assert thread.is_alive()
     thread.join(timeout=60)
     assert [type(error) for error in failed] == [ServerUnavailable]
-    own_server.continue_signal()
+    mortal_server.continue_signal()
     receipts: list[Receipt] = []
     wait_until(lambda: sent(sink, first, receipts) and sent(sink, second, receipts), "both sent")
     wait_until(lambda: applied(own_sink, receipts[-1]), "rows applied")

@@ -30,6 +30,21 @@ def server() -> Iterator[QuestDBServer]:
 
 
 @pytest.fixture
+def own_server(mortal_server: QuestDBServer) -> Iterator[QuestDBServer]:
+    """A server that a test may kill and stop, with the platform's tables, all of them empty."""
+    settings = Settings(**mortal_server.settings(), request_timeout_ms=10_000)
+    migrate(settings, LAYOUTS)
+    connection = Connection.from_settings(settings)
+    for table in TABLES:
+        connection.execute(f"TRUNCATE TABLE {table}")
+        wait_applied(connection.execute, table, views=False)
+    connection.close()
+    yield mortal_server
+    mortal_server.continue_signal()
+    mortal_server.start()
+
+
+@pytest.fixture
 def settings(server: QuestDBServer) -> Settings:
     return Settings(**server.settings(), request_timeout_ms=10_000)
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
-from platform_rows import LAYOUTS, wait_until
+from platform_rows import wait_until
 
 from ringlog.errors import RinglogError, ServerRefused, ServerUnavailable
 from ringlog.questdb.async_queries import AsyncQueries
-from ringlog.questdb.migrations import migrate
 from ringlog.questdb.queries import Queries
 from ringlog.servers import QuestDBServer
 from ringlog.servers.embedded import bound_socket
@@ -20,14 +18,6 @@ from ringlog.settings import Secret, Settings
 
 # Until recovery; how long it really takes is measured by bench/query_pool.py.
 RECOVERY_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[QuestDBServer]:
-    """A server that the tests here may kill and stop."""
-    with QuestDBServer() as server:
-        migrate(Settings(**server.settings(), request_timeout_ms=10_000), LAYOUTS)
-        yield server
 
 
 def test_server_down() -> None:
