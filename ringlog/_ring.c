@@ -1028,6 +1028,7 @@ static inline int appender_write_given(const Appender *self, PyObject *const *va
             return COERCE;
         memcpy(slot + step->offset, &number, 8);
     }
+    /* The two loops over symbols look alike on purpose: each copies a number of bytes that the compiler knows. */
     for (const Step *end = self->steps + self->ends[SHORT_SYMBOLS]; step < end; step++) {
         PyObject *value = values[step->place];
         const Symbol *symbol = &step->symbols[symbol_place(value)];
