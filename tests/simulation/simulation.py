@@ -174,7 +174,7 @@ class Simulation:
             self.producers.append(self._new_producer(self.rng.choice((Tick, Note))))
         record, producer = self.rng.choice(self.producers)
         appender = producer.appender(record)
-        is_old = self.rng.random() < 0.15
+        is_old = self.rng.random() < 0.25
         for _ in range(self.rng.randint(1, self.rng.choice((10, 40)))):
             made = Accepted(record, next(self._numbers), is_old)
             if appender.append(made.text, made.number, timestamp=made.timestamp_us):
@@ -297,14 +297,14 @@ class Simulation:
                 self.rng.choice((self._producer_dies_claiming, self._lose_lock, self._stop_writer))()
             case 13:
                 self._destroy_slots()
-            case 14 if self.rng.random() < 0.3:
+            case 14:
                 self.oracle.cuts[self.rng.choice(TABLES)] = CUT_US
             case 15 if self.rng.random() < 0.3:
                 self._cut_power()
 
     def _disturb_server(self) -> None:
         server = self.world.server
-        match self.rng.randrange(5):
+        match self.rng.randrange(6):
             case 0:
                 server.die()
             case 1 | 2:
@@ -312,8 +312,8 @@ class Simulation:
                 server.drifted.clear()
             case 3:
                 server.drifted.add(self.rng.choice(TABLES))
-            case 4:
-                server.silent_until = self.world.clock.now + self.rng.choice((0.3, 1.0, 3.0))
+            case 4 | 5:
+                server.silent_until = self.world.clock.now + self.rng.choice((0.6, 3.0))
 
     def _disturb_disk(self) -> None:
         disk = self.world.disk

@@ -16,13 +16,15 @@ from typing import Any
 
 from ringlog import producer
 from ringlog.lanes import board, claims, readers
+from ringlog.layout import TAIL_OFFSET
 from ringlog.pressure import Pressure
-from ringlog.ring import store
+from ringlog.ring import load, store
 from ringlog.sinks.memory import Row
 from ringlog.spool import Spool
 from ringlog.writer import delivery, statistics
 from ringlog.writer import writer as writer_module
 from simulation.disk import Disk
+from simulation.oracle import Violation
 from simulation.server import Server
 
 SPOOL_FILE_BYTES_MAX = 20_480  # a few frames a file, so that files come and go
@@ -163,6 +165,11 @@ class World:
         self.disk.step("store")
         store(memory, offset, value)
 
+    def _store_in_lane(self, memory: Any, offset: int, value: int) -> None:
+        if offset == TAIL_OFFSET and value < load(memory, TAIL_OFFSET):
+            raise Violation(f"a tail moved back: got {value}, wanted at least {load(memory, TAIL_OFFSET)}")
+        self._store(memory, offset, value)
+
     def _unlink(self, name: str) -> None:
         self.disk.step("unlink segment")
         claims.unlink_segment(name)
@@ -192,7 +199,12 @@ class World:
             (delivery.Delivery, {"silent_seconds": property(lambda delivery: delivery._sender.silent_seconds)}),
             (
                 readers,
-                {"time": self.clock, "boot_id": self.boot_id, "store": self._store, "unlink_segment": self._unlink},
+                {
+                    "time": self.clock,
+                    "boot_id": self.boot_id,
+                    "store": self._store_in_lane,
+                    "unlink_segment": self._unlink,
+                },
             ),
             (claims, {"time": self.clock, "boot_id": self.boot_id, "secrets": numbers}),
             (board, {"store": self._store}),
