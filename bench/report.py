@@ -17,7 +17,18 @@ import msgspec
 
 from bench.figures import Figure, Result, shown
 
-MAIN_PATH = ("append", "transfer", "whole_path", "freshness", "startup", "onlookers", "replay")
+MAIN_PATH = (
+    "append",
+    "transfer",
+    "whole_path",
+    "freshness",
+    "startup",
+    "onlookers",
+    "replay",
+    "spool_replay",
+    "restart",
+    "outage",
+)
 OTHERS = ("peers",)  # longer, by name only
 RESULTS = Path("build/bench")
 PAGE = Path("docs/performance.md")

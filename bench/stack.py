@@ -37,7 +37,7 @@ def wait_for(condition: Callable[[], Any], what: str, poll_seconds: float = 0.01
     return value
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def environment(settings: Settings) -> dict[str, str]:
     outside = {name: value for name, value in os.environ.items() if not name.startswith("RINGLOG_")}
     environment = {**outside, **settings.to_environment()}
     if "RINGLOG_RING" in os.environ:
@@ -58,25 +58,47 @@ def server(running: QuestDBServer | None = None) -> Iterator[QuestDBServer]:
         yield questdb
 
 
+def start_writer(settings: Settings, log: Any = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    """`ringlog writer`, which may not be ready yet."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ringlog", "writer"], env=environment(settings), stdout=log, stderr=log
+    )
+
+
+@contextlib.contextmanager
+def writer(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """The instance's writer as `ringlog writer`, once it says how it is; ended by SIGTERM."""
+    with tempfile.TemporaryFile() as log:
+        known = writer_status(settings)
+        process = start_writer(settings, log)
+        try:
+            wait_for(lambda: process.poll() is not None or writer_status(settings) != known, "status of the writer")
+            yield process
+            if process.poll() is not None:
+                log.seek(0)
+                raise RuntimeError(f"the writer ended with status {process.returncode}: {log.read().decode()}")
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGTERM)
+            process.wait(TIMEOUT_SECONDS)
+
+
+@contextlib.contextmanager
+def fresh(questdb: QuestDBServer, **options: Any) -> Iterator[Settings]:
+    """Settings of a fresh instance, which is removed in the end."""
+    with tempfile.TemporaryDirectory(prefix="ringlog-bench-") as directory:
+        settings = Settings(runtime_dir=str(Path(directory) / "run"), **{**questdb.settings(), **options})
+        try:
+            yield settings
+        finally:
+            remove_instance(Instance(settings))
+
+
 @contextlib.contextmanager
 def instance(questdb: QuestDBServer, **options: Any) -> Iterator[Settings]:
-    """Settings of a fresh instance, and the writer draining it as `ringlog writer` until the end."""
-    with tempfile.TemporaryDirectory(prefix="ringlog-bench-") as directory:
-        settings = Settings(runtime_dir=str(Path(directory) / "run"), **questdb.settings(), **options)
-        with (Path(directory) / "writer.log").open("w+b") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "ringlog", "writer"], env=_environment(settings), stdout=log, stderr=log
-            )
-            try:
-                wait_for(lambda: process.poll() is not None or writer_status(settings), "status of the writer")
-                yield settings
-                if process.poll() is not None:
-                    log.seek(0)
-                    raise RuntimeError(f"the writer ended with status {process.returncode}: {log.read().decode()}")
-            finally:
-                process.send_signal(signal.SIGTERM)
-                process.wait(TIMEOUT_SECONDS)
-                remove_instance(Instance(settings))
+    """Settings of a fresh instance, and the writer draining it until the end."""
+    with fresh(questdb, **options) as settings, writer(settings):
+        yield settings
 
 
 def writer_status(settings: Settings) -> dict[str, Any]:

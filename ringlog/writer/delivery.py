@@ -107,10 +107,6 @@ class Delivery:
         backoff = self._backoffs.get(table)
         return backoff is None or time.monotonic() >= backoff.not_before
 
-    def rows_under_way(self, table: str) -> int:
-        """Rows of a table that were submitted and not settled."""
-        return sum(entry.batch.rows for entry in self._sent if entry.batch.layout.table == table)
-
     def submit(self, batch: Batch, settle: Settle) -> None:
         """Encodes a batch and hands it to the sending thread; call it where `has_room`.
 

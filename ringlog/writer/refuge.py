@@ -7,6 +7,7 @@ waits for another.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -27,6 +28,7 @@ logger = logging.getLogger("ringlog.writer")
 
 # Below this part of its cap a spool that was full takes records again.
 RESUME_RATIO = 0.9
+REPLAYS_MAX = 2  # under way of a table
 
 
 def _holds(run: Slots, row: RefusedRow) -> bool:
@@ -58,6 +60,14 @@ def _without(spans: Iterable[Span], refused: Sequence[RefusedRow]) -> list[Span]
     return [Span(lane, start, end - start) for lane, members in left.items() for start, end in members]
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class _UnderWay:
+    """What was read from the spool and is not behind its cursor yet."""
+
+    replay: Replay
+    is_settled: bool = False
+
+
 class Refuge:
     """The spool as the writer uses it: which tables are away, what is put away for them, and the replays under way."""
 
@@ -75,6 +85,7 @@ class Refuge:
         self._mirror = mirror
         self._away: set[str] = set(spool.tables())
         self._drains: dict[RecordLayout, Drain] = {}
+        self._replays: dict[str, list[_UnderWay]] = {}  # in the order of the spool
         self._is_full = False
         self._refused = self._took = False  # since the last look
         for span in ledger.reconcile(spool.spans()):
@@ -159,12 +170,12 @@ class Refuge:
         return safe
 
     def replay(self, delivery: Delivery, cuts: Mapping[str, int]) -> None:
-        """Offers the next spooled records of each table to the server, one request of a table at a time.
+        """Offers the next spooled records of each table to the server: one request is encoded while another is sent.
 
         `cuts`: microseconds before which a table's records have expired.
         """
         for table in self.spool.tables():
-            if delivery.has_room and delivery.is_open(table) and not delivery.rows_under_way(table):
+            if delivery.has_room and delivery.is_open(table) and len(self._replays.get(table, ())) < REPLAYS_MAX:
                 try:
                     self._replay(table, delivery, cuts.get(table))
                 except SpoolError as error:
@@ -178,17 +189,24 @@ class Refuge:
             return
         for damage in replay.damages:
             self._ledger.record(Term.QUARANTINED, table, damage.spans)
+        entry = _UnderWay(replay)
+        self._replays.setdefault(table, []).append(entry)
         if replay.layout is None or not replay.rows:
-            self.spool.confirm(replay)
+            self._confirm(entry)
             return
         runs = [Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()]
         batch, corrupt, expired = self._drain(replay.layout).decode(runs, cut_us)
         if not self.quarantine(replay.layout, corrupt) or not self.expire(replay.layout, expired):
-            self.spool.rewind(table)
+            self._rewind(table)
         elif not batch.rows:
-            self.spool.confirm(replay)
+            self._confirm(entry)
         else:
-            delivery.submit(batch, lambda settled: self._settle(replay, batch, settled))
+            delivery.submit(batch, lambda settled: self._settle(entry, batch, settled))
+
+    def _rewind(self, table: str) -> None:
+        """All that was read and not confirmed is read again; what is still under way of it is a copy, and folded."""
+        self.spool.rewind(table)
+        self._replays.pop(table, None)
 
     def _drain(self, layout: RecordLayout) -> Drain:
         drain = self._drains.get(layout)
@@ -264,20 +282,36 @@ class Refuge:
             logger.error("spool takes no records: %s", error)
         self._is_full = self._refused = True
 
-    def _settle(self, replay: Replay, batch: Batch, settled: Settled) -> None:
+    def _settle(self, entry: _UnderWay, batch: Batch, settled: Settled) -> None:
+        replay = entry.replay
+        if entry not in self._replays.get(replay.table, ()):
+            return
         runs = [Slots(span.lane, span.first_seq, span.rows, memory) for span, memory in replay.runs()]
         if settled.error is not None or not self.settle(batch.layout, batch, settled, runs, replayed=True):
-            self.spool.rewind(replay.table)
-            return
-        try:
-            self._ledger.sync()
-            self.spool.confirm(replay)
-        except SpoolError as error:  # read again after a restart, and folded
-            self._stop_taking(error)
-            self.spool.rewind(replay.table)
+            self._rewind(replay.table)
             return
         self.replayed_rows += replay.rows
-        # The server takes this table again: what is in the lanes need not wait for the rest of the spool.
-        self._away.discard(replay.table)
+        if self._confirm(entry):
+            # The server takes this table again: what is in the lanes need not wait for the rest of the spool.
+            self._away.discard(replay.table)
         if not self.spool.rows(replay.table):
             logger.info("spool of table=%s is empty again", replay.table)
+
+    def _confirm(self, entry: _UnderWay) -> bool:
+        """Moves the spool's cursor over what is settled, if all before it is; False where the disk failed.
+
+        A cursor that passed a replay under way would lose it.
+        """
+        entry.is_settled = True
+        table = entry.replay.table
+        under_way = self._replays[table]
+        while under_way and under_way[0].is_settled:
+            try:
+                self._ledger.sync()
+                self.spool.confirm(under_way[0].replay)
+            except SpoolError as error:  # read again, and folded
+                self._stop_taking(error)
+                self._rewind(table)
+                return False
+            under_way.pop(0)
+        return True

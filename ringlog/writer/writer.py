@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import psutil
@@ -84,6 +84,7 @@ class Writer:
         self._base_interval = settings.drain_interval_ms / 1000
         self._interval = self._base_interval
         self._slow_ticks = 0
+        self._is_behind = False  # records in lanes found no room for a request
         self._process = psutil.Process()
         self._adopt_at = 0.0
         self._status_at = 0.0
@@ -120,6 +121,7 @@ class Writer:
                     next_tick = max(now + self._interval, time.monotonic())
                 elif self._is_above_high_water():
                     self._drain_all()
+                self._replay()
                 self._guard()
                 pause = max(0.0, min(POLL_SECONDS, next_tick - time.monotonic()))
                 if not self._delivery.collect(timeout_seconds=pause):
@@ -185,7 +187,8 @@ class Writer:
 
     def _drain_all(self) -> None:
         """Takes and sends what every lane holds now; what is published meanwhile is for the next time."""
-        cuts = self._cuts.by_table if self._cuts is not None else {}
+        cuts = self._known_cuts
+        self._is_behind = False
         if cuts is None and time.monotonic() < self._cuts_by and not self._is_above_high_water():
             return  # asked for when the writer starts, and answered in milliseconds
         for layout, lanes in self._groups().items():
@@ -193,9 +196,18 @@ class Writer:
                 self._put_away(layout, lanes)
             else:
                 self._send(layout, lanes, cuts.get(layout.table))
-        if cuts is not None:
-            self._refuge.replay(self._delivery, cuts)
+        self._replay()
         self._refuge.look(in_lanes=any(reader.unconfirmed for reader in self._directory.lanes.values()))
+
+    @property
+    def _known_cuts(self) -> Mapping[str, int] | None:
+        return self._cuts.by_table if self._cuts is not None else {}
+
+    def _replay(self) -> None:
+        """Between ticks too, or a replay would wait for one after each batch; what is in the lanes goes first."""
+        cuts = self._known_cuts
+        if cuts is not None and not self._is_behind:
+            self._refuge.replay(self._delivery, cuts)
 
     def _send(self, layout: RecordLayout, lanes: list[LaneReader], cut_us: int | None) -> None:
         drain = self._drains.get(layout)
@@ -209,6 +221,7 @@ class Writer:
             if self._refuge.is_away(layout.table):
                 return
             if not self._delivery.has_room:
+                self._is_behind = True
                 if self._delivery.silent_seconds > SILENCE_SECONDS_MAX and self._is_above_high_water():
                     # A server that answers nothing costs seconds until its requests fail: lanes do not wait so long.
                     # What is under way is put away too, as a copy that is folded.

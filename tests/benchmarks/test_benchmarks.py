@@ -12,10 +12,14 @@ import pytest
 
 from bench.figures import Figure, Result
 from bench.report import MAIN_PATH, Kept, section
+
+LONG = ("spool_replay", "restart")  # several writers, one after another
 from ringlog.servers import QuestDBServer
 
 
-@pytest.mark.parametrize("name", MAIN_PATH)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in MAIN_PATH]
+)
 def test_a_benchmark_runs(name: str, questdb_server: QuestDBServer) -> None:
     """Every benchmark of the main path gives its result, whose figures are numbers and some of which have a bar."""
     result = importlib.import_module(f"bench.{name}").run(tiny=True, running=questdb_server)

@@ -172,6 +172,22 @@ def test_killed_producers_lose_nothing(lane_settings: Settings, tmp_path: Path) 
     assert verdict.accepted > 1000
 
 
+def test_a_replay_waits_for_no_tick(lane_settings: Settings) -> None:
+    """What is in the spool goes out one request after another, however far apart the drains of the lanes are."""
+    sink = HeldSink()
+    sink.available = False
+    spooling = msgspec.structs.replace(lane_settings, batch_rows_max=50, drain_interval_ms=5)
+    with Producer([Sample], settings=spooling) as producer, writing(spooling, sink) as writer:
+        accepted = [number for number in range(2000) if producer.appender(Sample).append(number, text_of(number))]
+        eventually(lambda: writer._refuge.spooled_rows == len(accepted), "the spool")
+    sink = HeldSink()
+    with writing(msgspec.structs.replace(spooling, drain_interval_ms=3_600_000), sink) as writer:
+        eventually(lambda: len(sink.rows(Sample)) == len(accepted), "all rows")
+        assert len(writer.statistics.tick_ms) == 1
+        assert len(sink.sent) >= len(accepted) // 50
+    assert [row["number"] for row in sink.rows(Sample)] == accepted
+
+
 def test_unavailable_is_an_error_of_ringlog() -> None:
     """What the memory sink raises while it is unavailable is what a server's outage raises."""
     sink = MemorySink()
