@@ -12,9 +12,9 @@ import pytest
 
 from bench.figures import Figure, Result
 from bench.report import MAIN_PATH, Kept, section
+from ringlog.servers import QuestDBServer
 
 LONG = ("spool_replay", "restart")  # several writers, one after another
-from ringlog.servers import QuestDBServer
 
 
 @pytest.mark.parametrize(
