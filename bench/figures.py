@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ringlog.cli import keep_logs_off_stdout
+
 
 class Figure(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One measured value. `at_most` or `at_least` is its bar; a value without a bar is there for comparison."""
@@ -75,6 +77,7 @@ def main(run: Callable[[bool], Result]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes; the figures then mean little")
     arguments = parser.parse_args()
+    keep_logs_off_stdout()
     result = run(arguments.tiny)
     if arguments.json:
         print(msgspec.json.encode(result).decode())

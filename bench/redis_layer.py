@@ -24,6 +24,7 @@ import redis
 import redis.asyncio
 
 from ringlog.arrays import rows_of
+from ringlog.cli import keep_logs_off_stdout
 from ringlog.decode import Decoder, Slots
 from ringlog.errors import RinglogError
 from ringlog.records import Trade, layout_of
@@ -378,6 +379,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a few rounds, to see that it runs: no figure means much")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    keep_logs_off_stdout()
     results = run(options.tiny)
     if options.json:
         print(json.dumps(results, indent=2))

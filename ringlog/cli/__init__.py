@@ -7,6 +7,7 @@ and then print one JSON object on stdout. Flags go over `RINGLOG_*` variables, t
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -50,6 +51,7 @@ class LazyGroup(click.Group):
     def get_command(self, _: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
+        keep_logs_off_stdout()  # here, so that --help does not load what it needs
         module, attribute = COMMANDS[name][0].split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
@@ -76,6 +78,13 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
 )
 def ringlog() -> None:
     """Records from latency-sensitive processes into QuestDB, exactly once, without making them wait."""
+
+
+def keep_logs_off_stdout() -> None:
+    """stamina logs its retries through structlog wherever that is installed, and structlog prints to stdout."""
+    if importlib.util.find_spec("structlog") is not None:
+        structlog = importlib.import_module("structlog")
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

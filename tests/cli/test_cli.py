@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -62,6 +63,15 @@ def test_wrong_usage_exits_2() -> None:
         assert done.returncode == 2, arguments
         assert "Error:" in done.stderr
         assert done.stdout == ""
+
+
+def test_retries_are_no_facts() -> None:
+    """What a library logs on the way goes to stderr: stdout holds a command's facts alone."""
+    away = {"RINGLOG_POSTGRES_PORT": "1", "RINGLOG_POSTGRES_RETRY_TIMEOUT_MS": "200"}
+    done = run("migrate", "--only", "postgres", "--json", PATH="", **away)
+    assert done.returncode == 1
+    assert "stamina.retry_scheduled" in done.stderr
+    assert json.loads(done.stdout)
 
 
 def test_ringlog_error_is_one_line_and_exit_1() -> None:
