@@ -37,14 +37,13 @@ class Orders(msgspec.Struct):
     speed: float = 0.0  # of the recording; 0 for as fast as it can
     clock_offset_us: int = 0
     first_us: int = 0
-    temporary_dir: str = ""  # what has to go if the demo is killed
 
 
 def run(orders: Orders, is_started: Any, is_stopped: Any) -> None:
     """The process's main: waits for `is_started`, trades until done or `is_stopped`, writes its result to files."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the session is told, and says when to stop
-    end_with_parent(orders.runtime_dir, clears=orders.index == 0, temporary=orders.temporary_dir)
+    end_with_parent()
     watch = TimedAppends(Durations(orders.result_dir, orders.index, create=True))
     producer = Producer([Trade, LatencySample], settings=Settings(runtime_dir=orders.runtime_dir)).open()
     try:

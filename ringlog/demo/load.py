@@ -64,7 +64,6 @@ def _orders(options: Options, found: Survey | None, settings: Settings, results:
         executors=options.producers,
         runtime_dir=settings.runtime_dir,
         result_dir=str(results),
-        temporary_dir="" if options.keep else str(results.parent),
         rate=options.rate / options.producers,
         seconds=options.seconds,
         seed=options.seed,

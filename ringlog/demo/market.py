@@ -109,7 +109,7 @@ def run(plan: Plan, lines: Any, is_started: Any, is_stopped: Any) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     settings = plan.settings()
-    end_with_parent(settings.runtime_dir, clears=True, temporary=plan.temporary_dir)
+    end_with_parent()
     lockstep = Lockstep(lines, is_stopped)
     untried = msgspec.structs.replace(settings, redis_retry_timeout_ms=0)
     with (

@@ -115,7 +115,7 @@ def run(plan: Plan, is_finishing: Any, is_stopped: Any) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     settings = plan.settings()
-    end_with_parent(settings.runtime_dir, clears=False)
+    end_with_parent()
     small = msgspec.structs.replace(settings, postgres_pool_size_max=1, query_pool_size_min=1, query_pool_size_max=1)
     with (
         Connection(settings) as connection,

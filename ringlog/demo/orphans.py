@@ -1,4 +1,4 @@
-"""What becomes of the demo's processes when the demo itself is killed: they end, and one of them clears up."""
+"""What becomes of the demo's processes when the demo itself is killed: they end, and one that stood by clears up."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 from ringlog.errors import RinglogError
 from ringlog.lanes.instance import Instance
@@ -16,26 +18,36 @@ from ringlog.lanes.locks import is_locked
 from ringlog.lanes.readers import remove_instance
 from ringlog.settings import Settings
 
+IN_ORDER = b"in order"
 CLEAR_TIMEOUT_S = 20.0  # the writer's guard gives it 10 s
 
 
-def end_with_parent(runtime_dir: str, *, clears: bool, temporary: str = "") -> None:
-    """From now on this process ends when the one that started it is gone, whatever it is doing.
-
-    The one that `clears` becomes this module as a program, and so gives up its own lanes; it removes the instance's
-    shared memory, and the directory `temporary`.
-    """
+def end_with_parent() -> None:
+    """From now on this process ends when the one that started it is gone, whatever it is doing."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
 
     def watch() -> None:
         parent.join()
-        if clears:
-            os.execv(sys.executable, [sys.executable, "-m", "ringlog.demo.orphans", runtime_dir, temporary])  # noqa: S606
         os._exit(1)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+@contextlib.contextmanager
+def clearing(runtime_dir: str, temporary: str = "") -> Iterator[None]:
+    """Until the end of the block another process stands by: if this one is killed, it removes the instance's shared
+    memory, and the directory `temporary`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ringlog.demo.orphans", runtime_dir, temporary],
+        stdin=subprocess.PIPE,  # the life line: it ends with us, whatever happens
+        start_new_session=True,  # Ctrl-C is ours to handle
+    )
+    try:
+        yield
+    finally:
+        process.communicate(IN_ORDER)
 
 
 def clear(runtime_dir: str, temporary: str) -> None:
@@ -52,5 +64,5 @@ def clear(runtime_dir: str, temporary: str) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.stdin.buffer.read() != IN_ORDER:
     clear(*sys.argv[1:])

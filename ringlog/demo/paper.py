@@ -285,7 +285,7 @@ def run(plan: Plan, index: int, lines: Any, is_started: Any, is_stopped: Any) ->
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     settings = plan.settings()
-    end_with_parent(settings.runtime_dir, clears=False)
+    end_with_parent()
     timed = TimedAppends(Durations(plan.result_dir, index, create=True))
     small = msgspec.structs.replace(settings, postgres_pool_size_max=2)
     with (

@@ -102,7 +102,6 @@ def _plan(options: Options, found: Survey, settings: Settings, results: Path) ->
     return Plan(
         environment=settings.to_environment(),
         result_dir=str(results),
-        temporary_dir="" if options.keep else str(results.parent),
         recording=str(options.recording),
         base=base,
         quote=quote,

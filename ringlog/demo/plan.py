@@ -24,7 +24,6 @@ class Plan(msgspec.Struct, kw_only=True):
     seed: int
     first_us: int
     clock_offset_us: int
-    temporary_dir: str = ""
 
     def settings(self) -> Settings:
         return Settings.from_environment(self.environment)

@@ -16,6 +16,7 @@ from ringlog.demo.feed import Survey, survey
 from ringlog.demo.generation import write_generated
 from ringlog.demo.load import run_load
 from ringlog.demo.options import Options
+from ringlog.demo.orphans import clearing
 from ringlog.demo.platform import Platform, running_platform
 from ringlog.demo.report import AppendTimes, Report, SessionReport
 from ringlog.demo.stage import Stage
@@ -44,6 +45,7 @@ def run_session(options: Options, view: View) -> tuple[Report, Settings]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_interruptible())
         directory = _directory(options.keep, stack)
+        stack.enter_context(clearing(str(directory / "run"), "" if options.keep else str(directory)))
         view.note(f"starting {'QuestDB, PostgreSQL and Valkey' if options.session else 'QuestDB'} ...")
         platform = stack.enter_context(
             running_platform(directory if options.keep else None, complete=options.session)

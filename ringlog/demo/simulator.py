@@ -78,7 +78,7 @@ def run(plan: Plan, expected: Any, is_ready: Any, is_stopped: Any) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     settings = plan.settings()
-    end_with_parent(settings.runtime_dir, clears=False)
+    end_with_parent()
     with Connection(settings) as connection, Producer([MevMetric], settings=settings) as producer:
         consumer = StreamConsumer(connection, Topic.TRADE_EVENTS, GROUP, "simulator")
         consumer.create_group("first")

@@ -84,9 +84,9 @@ def test_a_killed_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     )  # fmt: skip
     wait_until(lambda: any(tmp_path.glob("ringlog-demo-*/results/append-3.npy")), demo)
     (directory,) = tmp_path.glob("ringlog-demo-*")
+    wait_until(lambda: bool(segments_of(directory / "run")), demo)
     family = psutil.Process(demo.pid).children(recursive=True)
     assert any("writer" in process.cmdline() for process in family)
-    assert segments_of(directory / "run")
     demo.kill()
     demo.wait()
     _, alive = psutil.wait_procs(family, timeout=40)
