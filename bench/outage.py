@@ -51,13 +51,13 @@ def state(name: str, questdb: QuestDBServer) -> Iterator[Settings]:
 
 def child(settings: Settings, appends: int, wrapper: list[str]) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [*wrapper, sys.executable, "-m", "bench.outage", "--appends", str(appends)],
+        [*wrapper, sys.executable, "-m", "bench.outage", "--traced" if wrapper else "--timed", str(appends)],
         env=environment(settings), stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
 
 
-def append_all(appends: int) -> None:
-    """In a process of its own: appends between two marks, then once more with each append timed."""
+def append_all(appends: int, *, is_timed: bool) -> None:
+    """In a process of its own: appends between two marks, then perhaps once more with each append timed."""
     records = trades(1000)
     with Producer([Trade], settings=Settings.from_environment()) as producer:
         appender = producer.appender(Trade)
@@ -69,7 +69,7 @@ def append_all(appends: int) -> None:
             append(*records[at % 1000])
         os.write(1, END)
         longest = 0
-        for at in range(appends):
+        for at in range(appends if is_timed else 0):
             before = clock()
             append(*records[at % 1000])
             longest = max(longest, clock() - before)
@@ -104,7 +104,7 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--appends"]:
-        append_all(int(sys.argv[2]))
+    if sys.argv[1:2] in (["--timed"], ["--traced"]):
+        append_all(int(sys.argv[2]), is_timed=sys.argv[1] == "--timed")
     else:
         main(run)

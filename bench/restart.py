@@ -21,7 +21,7 @@ from ringlog.settings import Settings
 
 PRODUCERS = 4
 RATE = 2_500.0  # trades/s of each
-KILLS = 20
+KILLS = 8
 DRAINED = 0.1  # of a lane's slots: what a tick or two leave in it
 SHUTDOWN_SECONDS = 20.0
 
