@@ -23,7 +23,6 @@ from ringlog.demo.orphans import end_with_parent
 from ringlog.demo.plan import Plan
 from ringlog.demo.results import Result, counts_of, write
 from ringlog.postgres.transfer_fees import U64_MAX
-from ringlog.producer import Producer
 from ringlog.records import LatencySample
 from ringlog.redis import Cache, Connection, PoolState, PriceUpdate, Publisher, Topic
 
@@ -116,7 +115,7 @@ def run(plan: Plan, lines: Any, is_started: Any, is_stopped: Any) -> None:
         Connection(settings) as connection,
         Connection(untried) as publishing,
         Publisher(publishing) as publisher,
-        Producer([LatencySample], settings=settings) as producer,
+        plan.producer([LatencySample], settings) as producer,
     ):
         sample = producer.appender(LatencySample).bind(service="exchange-feed")
         quotes = _Quotes(plan, connection, publisher)

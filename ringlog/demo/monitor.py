@@ -121,7 +121,7 @@ def run(plan: Plan, is_finishing: Any, is_stopped: Any) -> None:
         Connection(settings) as connection,
         Pool(small) as database,
         Queries(small) as queries,
-        Producer(RECORDS, settings=settings) as producer,
+        plan.producer(RECORDS, settings) as producer,
     ):
         monitor = Monitor(plan, producer, queries, Cache(connection), database)
         while not is_finishing.wait(INTERVAL_S):

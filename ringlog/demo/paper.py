@@ -292,7 +292,7 @@ def run(plan: Plan, index: int, lines: Any, is_started: Any, is_stopped: Any) ->
         Connection(settings) as connection,
         Pool(small) as database,
         ConfigWatch(settings) as configs,
-        Producer(RECORDS, settings=settings) as producer,
+        plan.producer(RECORDS, settings) as producer,
     ):
         appenders = _Appenders(plan, timed, producer, is_stopped)
         executor = PaperExecutor(plan, index, appenders, Cache(connection), database, configs)

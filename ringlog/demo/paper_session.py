@@ -111,6 +111,7 @@ def _plan(options: Options, found: Survey, settings: Settings, results: Path) ->
         seed=options.seed,
         first_us=found.first_us,
         clock_offset_us=found.clock_offset_us,
+        lane_bytes=settings.lane_bytes_max // 2 // (options.producers * LANES_OF_AN_EXECUTOR + OTHER_LANES),
     )
 
 

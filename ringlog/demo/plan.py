@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import msgspec
 
 from ringlog.demo.configuration import paper_address
+from ringlog.producer import Producer
+from ringlog.records import Record
 from ringlog.settings import Settings
 
 
@@ -24,6 +27,12 @@ class Plan(msgspec.Struct, kw_only=True):
     seed: int
     first_us: int
     clock_offset_us: int
+    lane_bytes: int  # of each lane: left to themselves, the first of so many would leave the last none
+
+    def producer(self, records: Iterable[type[Record]], settings: Settings) -> Producer:
+        """The producer of one of the session's processes."""
+        types = tuple(records)
+        return Producer(types, settings=settings, lane_bytes=dict.fromkeys(types, self.lane_bytes))
 
     def settings(self) -> Settings:
         return Settings.from_environment(self.environment)

@@ -22,7 +22,6 @@ from ringlog.demo.paper import SEARCHER_COST
 from ringlog.demo.plan import Plan
 from ringlog.demo.results import SimulatorResult, counts_of, write
 from ringlog.demo.sandwich import Pool, attack, chance, threat
-from ringlog.producer import Producer
 from ringlog.records import MevMetric, Trade
 from ringlog.redis import Connection, Event, StreamConsumer, Topic
 
@@ -79,7 +78,7 @@ def run(plan: Plan, expected: Any, is_ready: Any, is_stopped: Any) -> None:
         signal.signal(number, signal.SIG_IGN)
     settings = plan.settings()
     end_with_parent()
-    with Connection(settings) as connection, Producer([MevMetric], settings=settings) as producer:
+    with Connection(settings) as connection, plan.producer([MevMetric], settings) as producer:
         consumer = StreamConsumer(connection, Topic.TRADE_EVENTS, GROUP, "simulator")
         consumer.create_group("first")
         append = producer.appender(MevMetric).append
