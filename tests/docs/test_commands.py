@@ -8,10 +8,15 @@ import re
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from test_examples import ROOT, python_blocks
+
+from ringlog.lanes.instance import Instance
+from ringlog.lanes.readers import remove_instance
+from ringlog.settings import Settings
 
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
 FIRST = "docs/getting-started.md"
@@ -77,8 +82,8 @@ def script() -> tuple[str, list[str]]:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    """The files that the pages' commands name."""
+def workplace(tmp_path: Path) -> Iterator[Path]:
+    """The files that the pages' commands name; the instance's shared memory goes in the end."""
     (tmp_path / "loader.py").write_text(LOADER)
     (tmp_path / "first.py").write_text("\n".join(python_blocks(FIRST)))
     fields = {
@@ -90,7 +95,8 @@ def workplace(tmp_path: Path) -> Path:
     names = ",".join(name.replace("px", "executed_price") for name in fields)
     values = ",".join(str(value).lower() if isinstance(value, bool) else str(value) for value in fields.values())
     (tmp_path / "trades.csv").write_text(f"{names}\n{values}\n{values}\n")
-    return tmp_path
+    yield tmp_path
+    remove_instance(Instance(Settings(runtime_dir=str(tmp_path / "run"))))
 
 
 @pytest.mark.slow
