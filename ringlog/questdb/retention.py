@@ -15,7 +15,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ from ringlog.records.declaration import IDENTIFIER
 from ringlog.settings import Settings
 
 _logger = logging.getLogger(__name__)
+
+OnCut = Callable[[str, int], None]
 
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
@@ -141,8 +143,10 @@ class Retention:
         """The tables that are subject to retention, without the views over them."""
         return [target.name for target in self._targets() if not target.is_view]
 
-    def run(self, *, dry_run: bool = False, all_days: bool = False) -> Report:
+    def run(self, *, dry_run: bool = False, all_days: bool = False, on_cut: OnCut | None = None) -> Report:
         """Cuts all tables now; with `dry_run` nothing is changed. `all_days` cuts also what would be held.
+
+        `on_cut(table, cut_us)` is called before a table is cut: who then sends no older record brings no day back.
 
         One table's failure is retried, reported and does not stop the others. Raises RetentionRunning,
         ServerUnavailable and ServerRefused.
@@ -160,7 +164,7 @@ class Retention:
             else:
                 if not dry_run:
                     self._resolve(targets)
-                report.tables = [self._table(target, report, all_days) for target in targets]
+                report.tables = [self._table(target, report, all_days, on_cut) for target in targets]
             report.disk_free_bytes_after = self._disk_free_bytes()
             if not dry_run:
                 self._write_summaries(report)
@@ -175,22 +179,24 @@ class Retention:
 
     # One table
 
-    def _table(self, target: Target, report: Report, all_days: bool) -> TableReport:
+    def _table(self, target: Target, report: Report, all_days: bool, on_cut: OnCut | None) -> TableReport:
         try:
             for attempt in stamina.retry_context(on=RinglogError, attempts=ATTEMPTS, wait_initial=0.2, wait_max=2.0):
                 with attempt:
-                    return self._cut(target, report, all_days)
+                    return self._cut(target, report, all_days, on_cut)
         except RinglogError as error:
             return TableReport(table=target.name, outcome=audit.FAILED, reason=str(error))
         raise AssertionError("a retry context ends with a result or an error")
 
-    def _cut(self, target: Target, report: Report, all_days: bool) -> TableReport:
+    def _cut(self, target: Target, report: Report, all_days: bool, on_cut: OnCut | None) -> TableReport:
         due = [partition for partition in self._partitions(target) if partition.day_us < report.cut_us]
         found = TableReport(table=target.name, outcome=audit.PLANNED if report.dry_run else audit.EXECUTED)
-        if not due:
-            return found
-        if reason := self._held(target, due, report.run, all_days):
+        if reason := self._held(target, due, report.run, all_days) if due else "":
             found.outcome, found.reason = audit.HELD, reason
+            return found
+        if on_cut is not None and not report.dry_run:
+            on_cut(target.name, report.cut_us)
+        if not due:
             return found
         if report.dry_run:
             gone, kept = due, list[Partition]()

@@ -70,12 +70,16 @@ class RetentionThread:
         if time.monotonic() >= self._run_at:
             self._run_at = time.monotonic() + RUN_INTERVAL_S
             try:
-                ran = run_if_due(self._settings)
+                ran = run_if_due(self._settings, self._on_cut)
             except ServerUnavailable:
                 self._run_at = 0.0  # whether a run was due is still not known
                 raise
             if ran is not None:
                 self._by_table = self._retention.expiry_cuts()
+
+    def _on_cut(self, table: str, cut_us: int) -> None:
+        """Known before the cut is made; what came of it is asked of the audit when the run has ended."""
+        self._by_table = {**(self._by_table or {}), table: cut_us}
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ringlog.errors import ConfigurationError
 from ringlog.questdb import audit
 from ringlog.questdb.connection import Connection
-from ringlog.questdb.retention import DAY_US, HOUR_US, Report, Retention
+from ringlog.questdb.retention import DAY_US, HOUR_US, OnCut, Report, Retention
 from ringlog.questdb.tables import quoted
 from ringlog.settings import Settings
 
@@ -47,8 +47,10 @@ def is_due(now_us: int, last_us: int | None, hour: int) -> bool:
     return inside and (last_us is None or now_us - last_us >= INTERVAL_US)
 
 
-def run_if_due(settings: Settings) -> Report | None:
+def run_if_due(settings: Settings, on_cut: OnCut | None = None) -> Report | None:
     """Runs retention if it is due by the server's clock, else returns None: what the writer calls every few minutes.
+
+    `on_cut`: as for `Retention.run`.
 
     Raises what `Retention.run` raises, and ConfigurationError.
     """
@@ -61,6 +63,6 @@ def run_if_due(settings: Settings) -> Report | None:
         with Retention(settings) as retention:
             if not is_due(now_us, last_us, window_hour(settings, connection, retention.tables())):
                 return None
-            return retention.run()
+            return retention.run(on_cut=on_cut)
     finally:
         connection.close()

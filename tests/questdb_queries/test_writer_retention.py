@@ -109,6 +109,19 @@ def audit_outcomes(execute: Execute) -> dict[str, str]:
     return dict(execute("SELECT table_name, outcome FROM retention_audit WHERE partition_name IS NULL"))
 
 
+def test_a_cut_is_known_before_it_is_made(own: Settings, execute: Execute, insert: Insert, now: int) -> None:
+    """Whoever sends records hears of a table's cut while what is cut is still stored; a dry run tells of none."""
+    for ago in (0, 31):
+        insert("latencies", [{"timestamp": now - ago * DAY, "service": "s", "operation": "o", "latency_us": 1.0}])
+    heard: dict[str, tuple[int, list[int]]] = {}
+    with Retention(own) as retention:
+        retention.run(dry_run=True, on_cut=lambda table, cut_us: heard.update({table: (cut_us, [])}))
+        assert heard == {}
+        retention.run(on_cut=lambda table, cut_us: heard.update({table: (cut_us, days(execute, now))}))
+    assert heard["latencies"] == ((now - 30 * DAY) // DAY * DAY, [0, 31])
+    assert days(execute, now) == [0]
+
+
 def test_44_spooled_records_expire_at_replay(
     own: Settings, execute: Execute, now: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,11 +224,11 @@ def test_a_run_that_could_not_be_asked_for_is_asked_for_again(
     """A server that does not answer when a run is due costs seconds, not the ten minutes until the next look."""
     real, asked = retention_thread.run_if_due, threading.Event()
 
-    def away_at_first(settings: Settings) -> Any:
+    def away_at_first(settings: Settings, on_cut: Any) -> Any:
         if not asked.is_set():
             asked.set()
             raise ServerUnavailable("away")
-        return real(settings)
+        return real(settings, on_cut)
 
     monkeypatch.setattr(retention_thread, "run_if_due", away_at_first)
     monkeypatch.setattr(retention_thread, "CUTS_INTERVAL_S", 0.02)
