@@ -32,6 +32,7 @@ from ringlog.questdb.tables import create_table
 from ringlog.records import Trade, layout_of
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
+from ringlog.spool.reader import READ_BYTES_MAX
 
 ROUNDS = 4
 LIVE_RATE = 1_000.0  # trades/s
@@ -99,6 +100,7 @@ def replay(questdb: QuestDBServer, connection: psycopg.Connection[Any], rows: in
 
 def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
     rows = 30_000 if tiny else 600_000
+    request_rows = min(Settings().batch_rows_max, READ_BYTES_MAX // layout_of(Trade).slot_bytes)
     samples: list[int] = []
     with server(running) as questdb:
         settings = Settings(**questdb.settings())
@@ -107,7 +109,7 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
             idle = idle_bytes(questdb)
             contenders = {
                 "replay": functools.partial(replay, questdb, connection, rows, samples),
-                "client": functools.partial(client, settings, connection, rows, settings.batch_rows_max),
+                "client": functools.partial(client, settings, connection, rows, request_rows),
             }
             found = interleaved(contenders, 1 if tiny else ROUNDS)
     ratio = median_ratio(found, "replay", "client")

@@ -19,6 +19,7 @@ from ringlog.spool.spool_file import SpoolFile
 
 logger = logging.getLogger(__name__)
 
+READ_BYTES_MAX = 4 * 1024 * 1024  # of slots, that one read gives; a longer frame comes alone
 _BEFORE_HEADER = -1
 
 
@@ -80,7 +81,7 @@ class Reader:
         return self.file_index > last or (self.file_index == last and self._offset >= self._files[last].length)
 
     def read(self, rows_max: int, end: Position) -> Replay | None:
-        """The next frames, at least one and up to `rows_max` rows of one layout, and the damage on the way.
+        """The next frames, at least one and up to `rows_max` rows and READ_BYTES_MAX of one layout, and the damage met.
 
         None where there is nothing more up to `end`. Raises SpoolFull (no room for the quarantine) or SpoolUnusable,
         and then the reading place is where it was.
@@ -106,7 +107,8 @@ class Reader:
             if layout is None:
                 layout = file.layout
                 # Pages that stay untouched cost no memory: a short replay is not charged for rows_max.
-                slots = np.empty(max(rows_max, header.rows) * header.slot_bytes, np.uint8)
+                rows_max = max(min(rows_max, READ_BYTES_MAX // header.slot_bytes), header.rows)
+                slots = np.empty(rows_max * header.slot_bytes, np.uint8)
             elif layout != file.layout or rows + header.rows > rows_max:
                 break
             if file.read_slots(header, self._offset, slots[filled : filled + header.slots_bytes]):

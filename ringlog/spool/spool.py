@@ -13,7 +13,7 @@ from ringlog.records import RecordLayout
 from ringlog.spans import Span
 from ringlog.spool.frames import ALIGNMENT_BYTES, file_header_bytes, frame_bytes
 from ringlog.spool.quarantine import Quarantine
-from ringlog.spool.reader import Replay
+from ringlog.spool.reader import READ_BYTES_MAX, Replay
 from ringlog.spool.table import TableSpool
 
 FILE_BYTES_MAX = 64 * 1024 * 1024
@@ -70,9 +70,11 @@ class Spool:
         return sum(table.bytes for table in self._tables.values())
 
     def rows_room(self, layout: RecordLayout) -> int:
-        """How many records of one lane the cap leaves room for in one more batch, whatever file that goes into."""
+        """How many records of one lane one more batch may hold: what the cap leaves room for, whatever file it goes
+        into, and no more than one read gives, so that a replay needs little memory."""
         overhead = file_header_bytes(layout.to_json()) + frame_bytes(2, 0, 0) + ALIGNMENT_BYTES
-        return max(0, (self.bytes_max - self.bytes - overhead) // layout.slot_bytes)
+        room_bytes = min(self.bytes_max - self.bytes - overhead, READ_BYTES_MAX)
+        return max(0, room_bytes // layout.slot_bytes)
 
     def rows(self, table: str) -> int:
         """Records of a table that are spooled and not confirmed, damaged ones included."""

@@ -49,6 +49,20 @@ def test_reads_merge_small_frames_up_to_the_limit(tmp_path: Path) -> None:
     assert rows == [10] * 5
 
 
+def test_reads_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many rows are asked for, a read gives no more bytes of slots than its bound: a replay stays small."""
+    monkeypatch.setattr("ringlog.spool.reader.READ_BYTES_MAX", 12 * TICK.slot_bytes)
+    spool = open_spool(tmp_path / "spool")
+    for start in range(0, 50, 5):
+        append(spool, Span(1, start, 5))
+    rows = []
+    while (replay := spool.read("ticks", 1000)) is not None:
+        rows.append(replay.rows)
+        assert replay.slots.base is None or len(replay.slots.base) <= 12 * TICK.slot_bytes
+        spool.confirm(replay)
+    assert rows == [10] * 5
+
+
 def test_a_frame_beyond_the_limit_is_still_given(tmp_path: Path) -> None:
     """A frame with more rows than asked for comes alone: replay never stalls on a large one."""
     spool = open_spool(tmp_path / "spool")
