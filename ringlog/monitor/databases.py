@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ringlog.errors import QueryError, RinglogError, SchemaMismatch
+from ringlog.errors import RinglogError, SchemaMismatch
 from ringlog.monitor.finding import Finding
 from ringlog.monitor.probes import probed, targets
 from ringlog.questdb.connection import Connection
@@ -44,7 +44,7 @@ def _questdb_or_trouble(settings: Settings, layouts: Sequence[RecordLayout]) -> 
     connection = Connection.from_settings(settings)
     try:
         yield from _questdb(settings, layouts, connection)
-    except (RinglogError, QueryError) as error:
+    except RinglogError as error:
         yield Finding("questdb", "fail", str(error), "look at the server's log, its version, and RINGLOG_QUESTDB_USER")
     finally:
         connection.close()
