@@ -106,8 +106,10 @@ def test_33_garbage_for_an_answer(path: WholePath, proxy: TcpProxy, answer: str)
 def test_33_an_answer_without_an_end(path: WholePath, proxy: TcpProxy) -> None:
     """A request that never returns ends the writer with a named error, and the next one delivers everything.
 
-    Defence: the limit of a request's whole time (without it the writer hangs here for ever).
+    Defence: the limit of a request's whole time (without it the writer hangs here). The client's own limit is put
+    far away: while such an answer trickles in, it ends some calls and not others.
     """
+    path.with_settings(request_timeout_ms=60_000)
     script = (
         "from ringlog.writer import delivery; delivery.SEND_SECONDS_MAX = 1.0\n"
         "from ringlog.cli import main; main(['writer'])"
