@@ -78,8 +78,12 @@ def main(run: Callable[[bool], Result]) -> None:
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes; the figures then mean little")
     arguments = parser.parse_args()
     keep_logs_off_stdout()
-    result = run(arguments.tiny)
-    if arguments.json:
+    show(run(arguments.tiny), as_json=arguments.json)
+
+
+def show(result: Result, as_json: bool) -> None:
+    """Prints a result: one JSON object, or a line a figure."""
+    if as_json:
         print(msgspec.json.encode(result).decode())
         return
     print(result.what)

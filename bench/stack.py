@@ -61,8 +61,9 @@ def server(running: QuestDBServer | None = None) -> Iterator[QuestDBServer]:
 def start_writer(settings: Settings, log: Any = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     """`ringlog writer`, which may not be ready yet."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ringlog", "writer"], env=environment(settings), stdout=log, stderr=log
-    )
+        [sys.executable, "-m", "ringlog", "writer"], env=environment(settings), stdout=log, stderr=log,
+        start_new_session=True,  # Ctrl-C in a terminal is the benchmark's to handle
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
