@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -54,12 +54,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="needs root: run as root"))
     dropped = [item for tier in TIERS for item in left_out[tier]]
     config.stash[LEFT_OUT] = {tier: len(left_out[tier]) for tier in TIERS}
+    if hasattr(config, "workeroutput"):  # with pytest-xdist the tests are collected where they run
+        config.workeroutput["left_out"] = config.stash[LEFT_OUT]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in set(dropped)]
 
 
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker of pytest-xdist has left out: each collects all tests, so any of them knows."""
+    node.config.stash[LEFT_OUT] = node.workeroutput.get("left_out", {})
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

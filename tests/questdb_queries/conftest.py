@@ -86,18 +86,28 @@ def is_valid(execute: Execute, view: str) -> bool:
     return bool(state == "valid")
 
 
+def holds_rows(execute: Execute, table: str) -> bool:
+    return bool(execute(f"SELECT count() FROM {table}")[0][0])
+
+
 @pytest.fixture
 def empty(execute: Execute) -> None:
-    """All tables empty, all views valid."""
+    """All tables empty, all views valid. What is so already is left alone: a view takes most of a second to fill."""
+    emptied = set()
     for table in TABLES:
-        execute(f"TRUNCATE TABLE {table}")
         wait_applied(execute, table, views=False)
+        if holds_rows(execute, table):
+            execute(f"TRUNCATE TABLE {table}")
+            wait_applied(execute, table, views=False)
+            emptied.add(table)
     # The server notices a truncated base on its own time, and then, filling one view, that of the view over it: a
     # refresh that is asked for after the truncation was applied comes after that.
     for rollup in ROLLUPS:
-        execute(f"REFRESH MATERIALIZED VIEW {rollup.view} FULL")
-        wait_until(lambda rollup=rollup: is_valid(execute, rollup.view), "the view to be filled anew")
-        wait_applied(execute, rollup.view, views=False)
+        if rollup.table in emptied or not is_valid(execute, rollup.view) or holds_rows(execute, rollup.view):
+            execute(f"REFRESH MATERIALIZED VIEW {rollup.view} FULL")
+            wait_until(lambda rollup=rollup: is_valid(execute, rollup.view), "the view to be filled anew")
+            wait_applied(execute, rollup.view, views=False)
+            emptied.add(rollup.view)
     wait_until(lambda: all([is_valid(execute, rollup.view) for rollup in ROLLUPS]), "valid views")
     for table in TABLES:
         wait_applied(execute, table)

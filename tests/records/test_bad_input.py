@@ -35,7 +35,7 @@ TRADE: dict[str, Any] = {
     "tx_signature": "5" * 88,
     "metadata": {"route": "jupiter"},
 }
-NOW_US = time.time_ns() // 1000
+SOME_DAY_US = 1_767_225_600_000_000
 INT64_MIN = -(2**63)
 
 
@@ -119,10 +119,12 @@ class NoOffset(datetime.tzinfo):
         ("timestamp", 0, "got 0, wanted microseconds since the epoch between 2000-01-01 and one hour from now"),
         ("timestamp", -1, "got -1, wanted microseconds"),
         ("timestamp", TIMESTAMP_MIN_US - 1, "wanted microseconds"),
-        ("timestamp", NOW_US * 1000, r"\(nanoseconds\?\), wanted microseconds"),
-        ("timestamp", NOW_US // 1000, "wanted microseconds"),
+        ("timestamp", SOME_DAY_US * 1000, r"\(nanoseconds\?\), wanted microseconds"),
+        ("timestamp", SOME_DAY_US // 1000, "wanted microseconds"),
         ("timestamp", 2**70, "wanted microseconds"),
-        ("timestamp", NOW_US + 2 * TIMESTAMP_AHEAD_MAX_US, "one hour from now"),
+        pytest.param(
+            "timestamp", time.time_ns() // 1000 + 2 * TIMESTAMP_AHEAD_MAX_US, "one hour from now", id="two hours ahead"
+        ),
         ("timestamp", datetime.datetime(2262, 4, 12, tzinfo=datetime.UTC), "one hour from now"),
         ("timestamp", datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC), "one hour from now"),
         ("timestamp", datetime.datetime(1999, 12, 31, tzinfo=datetime.UTC), "between 2000-01-01"),
@@ -188,7 +190,7 @@ class Number(float):
         ("metadata", [1, 2], "[1,2]"),
         ("metadata", '{"already":1}', '{"already":1}'),
         ("timestamp", TIMESTAMP_MIN_US, TIMESTAMP_MIN_US),
-        ("timestamp", np.int64(NOW_US), NOW_US),
+        ("timestamp", np.int64(SOME_DAY_US), SOME_DAY_US),
         ("timestamp", datetime.datetime(2026, 1, 1, 1, 30, 0, 7,
                                         tzinfo=datetime.timezone(datetime.timedelta(hours=1, minutes=30))),
          1_767_225_600_000_007),
@@ -262,7 +264,7 @@ def test_rows_of_refuses_what_append_refuses() -> None:
         ("transaction_fee", INT64_MIN),
         ("mev_protected", 2),
         ("timestamp", 0),
-        ("timestamp", NOW_US * 1000),
+        ("timestamp", SOME_DAY_US * 1000),
         ("trader_id", (33, b"t" * 32)),
         ("trader_id", (0xFFFF, b"")),
         ("trader_id", (2, b"a\0")),
