@@ -16,9 +16,12 @@ import psutil
 import psycopg
 import pytest
 import redis
+from lane_samples import eventually
 
-from ringlog.errors import ServerError
+from ringlog.errors import RinglogError, ServerError
+from ringlog.questdb.connection import Connection
 from ringlog.servers import EmbeddedServer, PostgresServer, QuestDBServer, ValkeyServer
+from ringlog.settings import Settings
 
 
 def sql(server: EmbeddedServer, text: str) -> list[tuple[Any, ...]]:
@@ -173,6 +176,21 @@ def test_servers_bind_to_loopback_with_a_password(
             psycopg.connect(host="127.0.0.1", port=port, user="ringlog", password="wrong", dbname=database)
     with redis.Redis(port=valkey_server.ports["redis"]) as client, pytest.raises(redis.AuthenticationError):
         client.ping()
+
+
+def test_the_log_of_questdb_does_not_grow_with_its_work(questdb_server: QuestDBServer) -> None:
+    """Commits and queries leave no line in the server's log, which nobody rotates; an error does."""
+    connection = Connection.from_settings(Settings(**questdb_server.settings(), request_timeout_ms=15_000))
+    with contextlib.closing(connection):
+        connection.execute("create table worked (timestamp timestamp) timestamp(timestamp) partition by day wal")
+        written = questdb_server.log_path.read_bytes()
+        for number in range(5):
+            connection.execute(f"insert into worked values ({number})")
+        eventually(lambda: connection.execute("select count() from worked") == [(5,)], "five rows")
+        assert questdb_server.log_path.read_bytes() == written
+        with pytest.raises(RinglogError, match="nonsense"):
+            connection.execute("select nonsense from worked")
+        eventually(lambda: b"nonsense" in questdb_server.log_path.read_bytes(), "the error in the log")
 
 
 def test_port_in_use_is_named() -> None:
