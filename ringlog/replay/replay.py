@@ -289,8 +289,17 @@ class Replay:
         self._lane = lane or None
 
 
+class _Reject(msgspec.Struct, forbid_unknown_fields=True):
+    line: int
+    reason: str
+    text: str
+
+
 class _Rejects:
-    """The file of rejected rows, one JSON object a line; cut back to what the journal knows, made with the first."""
+    """The file of rejected rows, one JSON object a line; cut back to what the journal knows, made with the first.
+
+    A file that is there already and holds something else is left as it is: FileError.
+    """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path
@@ -298,11 +307,17 @@ class _Rejects:
         self._file: Any = None
 
     def __enter__(self) -> _Rejects:
-        if self._path.exists():
-            try:
+        try:
+            if self._path.exists() and self._path.stat().st_size > self._size:
+                with self._path.open("rb") as file:
+                    msgspec.json.decode(file.readline(), type=_Reject)
                 os.truncate(self._path, self._size)
-            except OSError as error:
-                raise self._refused(error) from None
+        except msgspec.MsgspecError:
+            raise FileError(
+                f"{self._path}: got a file of something else, wanted none or an earlier one of rejected rows"
+            ) from None
+        except OSError as error:
+            raise self._refused(error) from None
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -315,8 +330,8 @@ class _Rejects:
         try:
             if self._file is None:
                 self._file = self._path.open("ab")
-            for line, reason, text in wrong:
-                self._file.write(msgspec.json.encode({"line": line, "reason": reason, "text": text}) + b"\n")
+            for reject in wrong:
+                self._file.write(msgspec.json.encode(_Reject(*reject)) + b"\n")
         except OSError as error:
             raise self._refused(error) from None
 

@@ -28,6 +28,7 @@ from ringlog.questdb.migrations import migrate
 from ringlog.records import Trade, layout_of
 from ringlog.replay import journal
 from ringlog.replay.journal import ReplayError
+from ringlog.replay.lines import FileError
 from ringlog.replay.replay import Outcome, Replay
 from ringlog.settings import Settings
 from ringlog.spool import Spool
@@ -64,6 +65,17 @@ def test_a_file_comes_in_with_its_rejects(lane_settings: Settings, tmp_path: Pat
     assert replay(path, lane_settings, mode="again").rejected == 2
     assert len(numbers(drained)) == 120
     assert len(Path(outcome.rejects).read_text().splitlines()) == 2
+
+
+def test_rejects_write_over_no_other_file(lane_settings: Settings, tmp_path: Path) -> None:
+    """A file of something else in the place of the rejects is named and left as it is; nothing was replayed then."""
+    path = written(tmp_path / "a.csv", trades(3))
+    other = tmp_path / "other.csv"
+    other.write_text("line,reason\n")
+    with pytest.raises(FileError, match=r"other\.csv: got a file of something else, wanted none or an earlier one"):
+        replay(path, lane_settings, rejects=other)
+    assert other.read_text() == "line,reason\n"
+    assert replay(path, lane_settings).accepted == 3
 
 
 def test_a_file_that_grows_is_gone_on_with(lane_settings: Settings, tmp_path: Path) -> None:
