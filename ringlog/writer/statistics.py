@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,20 +15,33 @@ from ringlog.sinks import Batch, Span
 SAMPLES_MAX = 6_000  # ten minutes of ticks
 
 
-def percentile(samples: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile of `samples`; 0.0 where there are none."""
-    if not samples:
-        return 0.0
-    return float(np.percentile(np.asarray(samples), percent, method="inverted_cdf"))
+class Samples:
+    """The latest SAMPLES_MAX values, in memory that is there from the start: a writer must not grow for minutes."""
+
+    def __init__(self) -> None:
+        self._values = np.full(SAMPLES_MAX, np.nan)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return min(self._count, SAMPLES_MAX)
+
+    def append(self, value: float) -> None:
+        """Takes the place of the oldest value where there is no other."""
+        self._values[self._count % SAMPLES_MAX] = value
+        self._count += 1
+
+    def percentile(self, percent: float) -> float:
+        """By nearest rank; 0.0 where there is no value yet."""
+        if not self._count:
+            return 0.0
+        return float(np.percentile(self._values[: len(self)], percent, method="inverted_cdf"))
 
 
 class Statistics:
     """Counts since the writer's start, and samples of the latest ten minutes."""
 
     def __init__(self) -> None:
-        self.tick_ms: deque[float] = deque(maxlen=SAMPLES_MAX)
-        self.write_ms: deque[float] = deque(maxlen=SAMPLES_MAX)
-        self.write_rows: deque[int] = deque(maxlen=SAMPLES_MAX)
+        self.tick_ms, self.write_ms, self.write_rows = Samples(), Samples(), Samples()
         self.rows = 0
         self.writes = 0
         self.errors = 0
@@ -53,11 +64,11 @@ class Statistics:
             "rows": self.rows,
             "writes": self.writes,
             "errors": self.errors,
-            "tick_ms": {"p50": percentile(self.tick_ms, 50), "p99": percentile(self.tick_ms, 99)},
+            "tick_ms": {"p50": self.tick_ms.percentile(50), "p99": self.tick_ms.percentile(99)},
             "write_ms": {
-                "rows": percentile(self.write_rows, 50),
-                "p50": percentile(self.write_ms, 50),
-                "p99": percentile(self.write_ms, 99),
+                "rows": self.write_rows.percentile(50),
+                "p50": self.write_ms.percentile(50),
+                "p99": self.write_ms.percentile(99),
             },
         }
 
@@ -69,12 +80,12 @@ class Statistics:
         self._reported = (self.rows, self.writes, self.errors)
         metrics: list[tuple[str, str, float, int | None]] = [
             ("throughput", "writer.rows", rows / seconds, None),
-            ("throughput", "writer.batch_rows", percentile(self.write_rows, 50), 50),
+            ("throughput", "writer.batch_rows", self.write_rows.percentile(50), 50),
             ("error_rate", "writer.write", errors / max(writes + errors, 1), None),
         ]
         for percent in (50, 95, 99):
-            metrics.append(("latency", "writer.write", percentile(self.write_ms, percent) * 1e3, percent))
-            metrics.append(("latency", "writer.tick", percentile(self.tick_ms, percent) * 1e3, percent))
+            metrics.append(("latency", "writer.write", self.write_ms.percentile(percent) * 1e3, percent))
+            metrics.append(("latency", "writer.tick", self.tick_ms.percentile(percent) * 1e3, percent))
         names = ("metric_type", "operation", "value", "percentile")
         array = rows_of(PerformanceMetric, dict(zip(names, map(list, zip(*metrics, strict=True)), strict=True)))
         array["seq"] = np.arange(self._seq, self._seq + len(array))
