@@ -58,11 +58,11 @@ def empty_function(names: tuple[str, ...]) -> Callable[..., None]:
 class Lane:
     """A lane's memory that is emptied between batches: what the writer would do beside it, without its noise."""
 
-    def __init__(self, capacity: int = 4096) -> None:
+    def __init__(self, capacity: int = 4096, *, is_touched: bool = True) -> None:
         layout = layout_of(Trade)
         self.defaults = defaults_of(Trade)
         self.memory = mmap.mmap(-1, 8192 + capacity * layout.slot_bytes)
-        for page in range(0, len(self.memory), 4096):
+        for page in range(0, len(self.memory) if is_touched else 0, 4096):
             self.memory[page] = 0
         self.ring = new_ring(layout, Coercion(layout, self.defaults), lambda: Refused.CLOSED)
         self.ring.attach(self.memory, mmap.mmap(-1, 4096), 8192, capacity, (128, 256, TAIL_OFFSET, 512, 128))
@@ -113,6 +113,28 @@ def clock_costs(count: int) -> list[float]:
         began = clock()
         found.append(float(clock() - began))
     return found
+
+
+def called(
+    call: Callable[..., Any], arguments: list[tuple[Any, ...]], rate: float, seconds: float
+) -> tuple[list[int], list[int]]:
+    """Calls at `rate`/s, each when its time has come: what each took (ns), and its end since its time had come."""
+    clock = time.perf_counter_ns
+    took, since_due = [], []
+    began = clock()
+    for number in range(max(int(rate * seconds), 1)):
+        values = arguments[number % len(arguments)]
+        due = began + int(number * 1e9 / rate)
+        if rate < 5000:  # as an executor that waits for its next event
+            time.sleep(max(due - clock() - 100_000, 0) / 1e9)
+        while clock() < due:
+            pass
+        at = clock()
+        call(*values)
+        ended = clock()
+        took.append(ended - at)
+        since_due.append(ended - due)
+    return took, since_due
 
 
 def paced(append: Callable[..., Any], rate: float, seconds: float, is_fresh: bool) -> dict[str, Any]:

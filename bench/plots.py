@@ -43,6 +43,9 @@ def write_svg(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
             axes.set_ylabel(panel.y_label)
             if "x" in panel.logarithmic:
                 axes.set_xscale("log")
+            if any(line.marker for line in panel.lines):  # points of which each is worth its own tick
+                axes.set_xticks(panel.lines[0].x, [f"{value:,.10g}" for value in panel.lines[0].x])
+                axes.minorticks_off()
             if "y" in panel.logarithmic:
                 axes.set_yscale("log")
             else:

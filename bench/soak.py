@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import csv
 import itertools
-import multiprocessing
 import signal
 import sys
 import tempfile
@@ -20,7 +19,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,78 +26,21 @@ import psutil
 from numpy.typing import NDArray
 
 from bench.figures import Result, percentiles, show
+from bench.producers import TYPES, AppendTimes, Load, producing
 from bench.restart import lanes
 from bench.samples import Sample, figures, plot
-from bench.stack import TIMEOUT_SECONDS, connect, count, fresh, server, wait_for, writer
-from bench.trades import trades
-from ringlog import Producer
+from bench.stack import connect, count, fresh, server, wait_for, writer
 from ringlog.cli import keep_logs_off_stdout
-from ringlog.demo.appends import SAMPLES_MAX, Durations
-from ringlog.demo.executor import paced
-from ringlog.demo.orphans import end_with_parent
 from ringlog.lanes.board import Board
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.views import LaneView
-from ringlog.records import LatencySample, Trade, layout_of
+from ringlog.records import layout_of
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
-PRODUCERS = 4
 SAMPLE_SECONDS = 1.0
 POLL_SECONDS = 0.02  # five looks a tick: none is missed
 OUT = Path("build/soak")
-
-
-def produce(runtime_dir: str, directory: str, index: int, rate: float, is_ready: Any, is_stopped: Any) -> None:
-    """A producer's main: appends at `rate` until stopped, and leaves each append's time in a mapped file."""
-    end_with_parent()
-    times_ns = Durations(directory, index, create=True).words
-    records = {Trade: trades(1000, index), LatencySample: [("executor", "quote", 50.0 + i % 37) for i in range(1000)]}
-    clock = time.perf_counter_ns
-    with Producer(records, settings=Settings(runtime_dir=runtime_dir)) as producer:
-        appends = [(producer.appender(record).append, values) for record, values in records.items()]
-        is_ready.release()
-        turn = paced(rate, is_stopped)
-        for number in itertools.count():
-            if not turn():
-                return
-            append, values = appends[number % 2]
-            record = values[number // 2 % 1000]
-            began = clock()
-            append(*record)
-            times_ns[1 + number % SAMPLES_MAX] = clock() - began
-            times_ns[0] = number + 1
-
-
-@contextlib.contextmanager
-def producing(settings: Settings, directory: str, rate: float) -> Iterator[list[int]]:
-    """Process ids of the producers, which append while the body runs."""
-    context = multiprocessing.get_context("spawn")
-    is_ready, is_stopped = context.Semaphore(0), context.Event()
-    processes = [
-        context.Process(
-            target=produce,
-            args=(settings.runtime_dir, directory, index, rate / PRODUCERS, is_ready, is_stopped),
-            daemon=True,
-        )
-        for index in range(PRODUCERS)
-    ]
-    # Ctrl-C in a terminal reaches all processes, and is for this one alone; what is ignored stays so in a child.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        for process in processes:
-            process.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    try:
-        for _ in processes:
-            if not is_ready.acquire(timeout=TIMEOUT_SECONDS):
-                raise RuntimeError("a producer did not get ready")
-        yield [process.pid for process in processes if process.pid]
-    finally:
-        is_stopped.set()
-        for process in processes:
-            process.join()
 
 
 def resident_bytes(pid: int) -> tuple[int, int]:
@@ -124,8 +65,7 @@ class Watch:
         self, settings: Settings, writer: int, producers: Sequence[int], views: list[LaneView], directory: str
     ) -> None:
         self._writer, self._producers, self._views = psutil.Process(writer), producers, views
-        self._times = [Durations(directory, index, create=False).words for index in range(len(producers))]
-        self._seen = [0] * len(producers)
+        self._times = AppendTimes(directory, len(producers))
         self._board = wait_for(lambda: Board.look(Instance(settings)), "board")
         self._beat_us = self._board.beat_us
         self._began = time.monotonic()
@@ -141,19 +81,11 @@ class Watch:
                 if beat_us != self._beat_us:
                     tick_ms.append((beat_us - self._beat_us) / 1e3)
                     self._beat_us = beat_us
-            append_ns = self._appended()
+            append_ns = self._times.latest()
             if tick_ms and len(append_ns):
                 yield self._sample(tick_ms, append_ns)
             if is_stopped.is_set() or number * SAMPLE_SECONDS >= seconds:
                 return
-
-    def _appended(self) -> NDArray[np.int64]:
-        """Append times (ns) since the last sample."""
-        found = []
-        for at, words in enumerate(self._times):
-            first, self._seen[at] = self._seen[at], int(words[0])
-            found.append(words[1 + np.arange(first, self._seen[at]) % SAMPLES_MAX])
-        return np.concatenate(found)
 
     def _sample(self, tick_ms: list[float], append_ns: NDArray[np.int64]) -> Sample:
         resident, share = resident_bytes(self._writer.pid)
@@ -173,8 +105,9 @@ def soak(
 ) -> Result:
     """One run; leaves samples, report and plot in `out`."""
     out.mkdir(parents=True, exist_ok=True)
+    load = Load(rate)
     samples: list[Sample] = []
-    tables = [layout_of(record).table for record in (Trade, LatencySample)]
+    tables = [layout_of(record).table for record in TYPES[: load.types]]
     with (
         contextlib.ExitStack() as held,
         server(running) as questdb,
@@ -188,7 +121,7 @@ def soak(
             return sum(count(connection, table) for table in tables)
 
         before = rows()
-        with producing(settings, directory, rate) as producers, (out / "samples.csv").open("w") as file:
+        with producing(settings, directory, load) as producers, (out / "samples.csv").open("w") as file:
             views = lanes(settings, held)
             table = csv.writer(file)
             table.writerow(Sample.__struct_fields__)
@@ -213,7 +146,8 @@ def soak(
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="soak", description=__doc__)
-    parser.add_argument("--hours", type=float, required=True)
+    parser.add_argument("--hours", type=float, default=1.0)
+    parser.add_argument("--tiny", action="store_true", help="a few seconds of it; the figures then mean little")
     parser.add_argument("--rate", type=float, default=10_000.0, help="records/s of all producers together")
     parser.add_argument("--out", type=Path, default=OUT, help=f"where samples, report and plot go ({OUT})")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
@@ -222,7 +156,7 @@ def main() -> int:
     is_stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: is_stopped.set())
-    result = soak(given.hours * 3600, given.rate, given.out, is_stopped)
+    result = soak(5.0 if given.tiny else given.hours * 3600, given.rate, given.out, is_stopped)
     show(result, given.json)
     return 1 if any(figure.verdict == "not met" for figure in result.figures) else 0
 

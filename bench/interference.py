@@ -1,0 +1,236 @@
+"""append's tail while something else wants the machine, against the same appends on an idle one; and what helps.
+
+A producer appends at 2,000 records/s, sleeping in between as an executor that waits for events; each append is timed.
+It is disturbed by as many busy processes as there are cores, by one that walks through 400 MB, by a writer and a server
+that take 100,000 other rows/s, and by a thread that collects garbage again and again with half a million objects
+alive; each also with an aid: a higher priority (nice -10, needs the right to), a core that the others are kept from,
+objects frozen. Rounds in which all take turns; ratios are to the idle one of the same round.
+
+    python -m bench.interference [--json] [--tiny]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import statistics
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+
+from bench.append import Lane, called
+from bench.figures import Figure, Result, main, percentiles
+from bench.load import beside
+from bench.stack import fresh, server, writer
+from bench.trades import trades
+from ringlog import Producer
+from ringlog.records import Trade
+from ringlog.servers import QuestDBServer
+from ringlog.settings import Settings
+
+ROUNDS = 5
+RATE = 2_000
+BESIDE = 100_000
+WALKED_BYTES = 400_000_000
+OBJECTS = 500_000
+AT = {"p50": "p50", "p99": "p99", "p999": "p99.9"}
+Disturbance = Callable[[], contextlib.AbstractContextManager[Sequence[int]]]
+Aid = Callable[[Sequence[int]], contextlib.AbstractContextManager[None]]
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def walk() -> None:
+    """Reads and writes a word of every cache line, again and again."""
+    words = np.zeros(WALKED_BYTES // 8)
+    while True:
+        words[::8] += 1
+
+
+@contextlib.contextmanager
+def processes(target: Callable[[], None], count: int) -> Iterator[list[int]]:
+    context = multiprocessing.get_context("forkserver")
+    started = [context.Process(target=target, daemon=True) for _ in range(count)]
+    for process in started:
+        process.start()
+    try:
+        yield [process.pid for process in started if process.pid]
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+
+
+@contextlib.contextmanager
+def idle() -> Iterator[list[int]]:
+    yield []
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[list[int]]:
+    """A thread that collects garbage all the time, with OBJECTS containers alive."""
+    alive = [[number] for number in range(OBJECTS)]
+    is_stopped = threading.Event()
+
+    def collect() -> None:
+        while not is_stopped.wait(0.01):
+            gc.collect()
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    try:
+        yield []
+    finally:
+        is_stopped.set()
+        thread.join()
+        del alive
+
+
+@contextlib.contextmanager
+def unaided(_others: Sequence[int]) -> Iterator[None]:
+    yield
+
+
+@contextlib.contextmanager
+def preferred(_others: Sequence[int]) -> Iterator[None]:
+    """Raises PermissionError where this process may not raise its own priority."""
+    os.setpriority(os.PRIO_PROCESS, 0, -10)
+    try:
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+
+@contextlib.contextmanager
+def alone(others: Sequence[int]) -> Iterator[None]:
+    """The last core is the producer's, and the others' threads have the rest. Raises AttributeError on macOS."""
+    cores = os.sched_getaffinity(0)
+    threads = [thread.id for pid in others for thread in psutil.Process(pid).threads()]
+    own, rest = {max(cores)}, cores - {max(cores)} or cores
+    os.sched_setaffinity(0, own)
+    for thread in threads:
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, rest)
+    try:
+        yield
+    finally:
+        for thread in (0, *threads):
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, cores)
+
+
+@contextlib.contextmanager
+def frozen(_others: Sequence[int]) -> Iterator[None]:
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def conditions(settings: Settings, pids: Sequence[int], rate: float) -> dict[str, tuple[Disturbance, Aid]]:
+    """What disturbs, and what helps against it. `pids` are the writer's and the server's."""
+    busy = lambda: processes(spin, os.cpu_count() or 1)  # noqa: E731
+    walking = lambda: processes(walk, 1)  # noqa: E731
+
+    @contextlib.contextmanager
+    def writing() -> Iterator[Sequence[int]]:
+        with beside(settings, {"Trade": rate}):
+            yield pids
+
+    return {
+        "idle": (idle, unaided),
+        "all cores busy": (busy, unaided),
+        "all cores busy, nice -10": (busy, preferred),
+        "all cores busy, a core of its own": (busy, alone),
+        "400 MB walked through": (walking, unaided),
+        "400 MB walked through, a core of its own": (walking, alone),
+        f"{BESIDE:,} rows/s written": (writing, unaided),
+        f"{BESIDE:,} rows/s written, nice -10": (writing, preferred),
+        f"{BESIDE:,} rows/s written, a core of its own": (writing, alone),
+        "garbage collected all the time": (collecting, unaided),
+        "garbage collected all the time, gc.freeze()": (collecting, frozen),
+    }
+
+
+def first_touch(count: int) -> float:
+    """The p99 of appends into a new lane whose pages were not faulted in, divided by that of one where they were."""
+    records = trades(1000)
+    found = []
+    for is_touched in (False, True):
+        lane = Lane(4096, is_touched=is_touched)
+        append = lane.append({})
+        took, _ = called(append, records, 1e6, count / 1e6)
+        found.append(percentiles(took)["p99"])
+    return found[0] / found[1]
+
+
+def measured(settings: Settings, pids: Sequence[int], seconds: float, rounds: int, rate: float) -> tuple[Any, Any]:
+    """Percentiles (ns) by condition, one dict a round: of the append, and from a record's time until it is appended.
+
+    And the reason by condition for what cannot be done here.
+    """
+    records = trades(1000)
+    found: dict[str, list[dict[str, dict[str, float]]]] = {}
+    left_out: dict[str, str] = {}
+    with Producer([Trade], settings=settings) as producer:
+        append = producer.appender(Trade).append
+        called(append, records, RATE, seconds / 2)  # warm
+        for _ in range(rounds):
+            for name, (disturbed, aided) in conditions(settings, pids, rate).items():
+                if name in left_out:
+                    continue
+                with disturbed() as others:
+                    try:
+                        with aided(others):
+                            took, since_due = called(append, records, RATE, seconds)
+                    except (PermissionError, AttributeError) as error:
+                        left_out[name] = str(error)
+                        continue
+                found.setdefault(name, []).append({"append": percentiles(took), "since_due": percentiles(since_due)})
+        if any(producer.appender(Trade).refused().values()):
+            raise RuntimeError(f"appends were refused: {producer.appender(Trade).refused()}")
+    return found, left_out
+
+
+def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
+    seconds, rounds, rate = (0.02, 1, 1_000) if tiny else (1.5, ROUNDS, BESIDE)
+    touch = first_touch(100 if tiny else 4000)
+    with server(running) as questdb, fresh(questdb) as settings, writer(settings) as process:
+        pids = [process.pid, *([questdb.pid] if questdb.pid else [])]
+        found, left_out = measured(settings, pids, seconds, rounds, rate)
+
+    def ratio(name: str, of: str, at: str) -> float:
+        return statistics.median(a[of][at] / b[of][at] for a, b in zip(found[name], found["idle"], strict=True))
+
+    def nanoseconds(name: str, of: str, at: str) -> float:
+        return statistics.median(round_[of][at] for round_ in found[name])
+
+    figures = []
+    for name in found:
+        for at, shown in AT.items():
+            if name == "idle":
+                figures.append(Figure(name=f"idle, append {shown}", value=nanoseconds(name, "append", at), unit="ns"))
+            else:
+                figures.append(Figure(name=f"{name}, append {shown}", value=ratio(name, "append", at), unit="x idle"))
+        since_due_us = nanoseconds(name, "since_due", "p999") / 1e3
+        figures.append(Figure(name=f"{name}, event to appended, p99.9", value=since_due_us, unit="us"))
+    figures.append(Figure(name="a new lane not faulted in, append p99", value=touch, unit="x faulted in", at_least=1))
+    return Result(
+        benchmark="interference",
+        what="append's tail on a machine that others use",
+        figures=figures,
+        details={"rounds": found, "left_out": left_out},
+    )
+
+
+if __name__ == "__main__":
+    main(run)
