@@ -1,6 +1,7 @@
 """Runs the benchmarks one after another and writes docs/performance.md: `python -m bench.report [NAME ...]`.
 
-Results are kept in build/bench/, so that a run of one benchmark leaves the others' figures in the page.
+Results are kept in build/bench/, and plots, where a benchmark draws any, in build/NAME/. A run of one benchmark leaves
+the others' sections in the page: from what is kept, or else as the page has them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import argparse
 import datetime
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +32,10 @@ MAIN_PATH = (
     "restart",
     "outage",
 )
-OTHERS = ("peers",)  # longer, by name only
+OTHERS = ("peers", "growth", "interference", "soak")  # longer, by name only
 RESULTS = Path("build/bench")
 PAGE = Path("docs/performance.md")
+PLOTS = PAGE.parent / "plots"
 
 INTRODUCTION = """# Performance
 
@@ -71,8 +75,10 @@ def machine() -> str:
 def measured(name: str, extra: list[str]) -> Kept:
     load = os.getloadavg()[0]
     command = [sys.executable, "-m", f"bench.{name}", "--json", *extra]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    result = msgspec.json.decode(output, type=Result)
+    ended = subprocess.run(command, check=False, stdout=subprocess.PIPE)
+    if not ended.stdout:  # with a result, status 1 says that a bar was missed: so does the page
+        ended.check_returncode()
+    result = msgspec.json.decode(ended.stdout, type=Result)
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return Kept(result, machine(), now, load)
 
@@ -87,10 +93,36 @@ def section(kept: Kept) -> str:
     lines = [f"## {result.what}", ""]
     lines += [f"`python -m bench.{result.benchmark}`; {kept.measured}, load average before: {kept.load_before:.1f}", ""]
     lines += ["| figure | measured | bar | |", "|---|---:|---|---|", *map(row, result.figures), ""]
+    for plot in sorted(PLOTS.glob(f"{result.benchmark}-*.svg")):
+        lines += [f"![{result.what}: {plot.stem}](plots/{plot.name})", ""]
     notes = Path("bench/notes") / f"{result.benchmark}.md"
     if notes.exists():
         lines += [notes.read_text().strip(), ""]
     return "\n".join(lines)
+
+
+def sections(page: str) -> dict[str, str]:
+    """The sections of a page by benchmark."""
+    parts = ["## " + part for part in re.split(r"^## ", page, flags=re.MULTILINE)[1:]]
+    return {name: part for part in parts for name in re.findall(r"^`python -m bench\.(\w+)`", part, re.MULTILINE)[:1]}
+
+
+def write_page() -> None:
+    """Every benchmark's section, from what is kept or as it is in the page, and the plots beside it."""
+    PAGE.parent.mkdir(exist_ok=True)
+    shown_before = sections(PAGE.read_text()) if PAGE.exists() else {}
+    written = []
+    for name in (*MAIN_PATH, *OTHERS):
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            written += [shown_before[name]] if name in shown_before else []
+            continue
+        for plot in Path("build", name).glob("*.svg"):
+            PLOTS.mkdir(exist_ok=True)
+            shutil.copy(plot, PLOTS / f"{name}-{plot.name}")
+        written.append(section(msgspec.json.decode(path.read_bytes(), type=Kept)))
+    where = f"Measured on {machine()}.\n"
+    PAGE.write_text("\n".join([INTRODUCTION, where, *written]))
 
 
 def main() -> None:
@@ -106,11 +138,7 @@ def main() -> None:
         if not arguments.tiny:
             (RESULTS / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(kept)))
     if not arguments.tiny:
-        found = [RESULTS / f"{name}.json" for name in (*MAIN_PATH, *OTHERS)]
-        pages = [msgspec.json.decode(path.read_bytes(), type=Kept) for path in found if path.exists()]
-        where = f"Measured on {pages[-1].machine}.\n"
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text("\n".join([INTRODUCTION, where, *map(section, pages)]))
+        write_page()
 
 
 if __name__ == "__main__":

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from bench.compare import is_compared
+from bench.compare import main as compare
 from bench.figures import Figure, Result
-from bench.report import MAIN_PATH, Kept, section
+from bench.report import MAIN_PATH, Kept, section, sections
 from ringlog.servers import QuestDBServer
 
-LONG = ("spool_replay", "restart")  # several writers, one after another
+LONG = ("spool_replay", "restart", "growth", "interference")  # many processes, one after another
+
+
+@pytest.fixture(scope="module")
+def run_tiny(questdb_server: QuestDBServer) -> Callable[[str], Result]:
+    """Runs a benchmark, once."""
+
+    @functools.cache
+    def run(name: str) -> Result:
+        result: Result = importlib.import_module(f"bench.{name}").run(tiny=True, running=questdb_server)
+        return result
+
+    return run
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in MAIN_PATH]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+        for name in (*MAIN_PATH, "growth", "interference")
+    ],
 )
-def test_a_benchmark_runs(name: str, questdb_server: QuestDBServer) -> None:
-    """Every benchmark of the main path gives its result, whose figures are numbers and some of which have a bar."""
-    result = importlib.import_module(f"bench.{name}").run(tiny=True, running=questdb_server)
+def test_a_benchmark_runs(name: str, run_tiny: Callable[[str], Result]) -> None:
+    """Every benchmark gives its result, whose figures are numbers and some of which have a bar."""
+    result = run_tiny(name)
     assert result.benchmark == name
     assert all(math.isfinite(figure.value) for figure in result.figures)
     assert any(figure.bar for figure in result.figures)
@@ -52,6 +73,81 @@ def test_a_missed_bar_is_shown_as_missed(bar: dict[str, float], value: float, ve
     assert figure.verdict == verdict
     page = section(Kept(Result(benchmark="b", what="w", figures=[figure]), "machine", "now", 0.0))
     assert ("**not met**" in page) == (verdict == "not met")
+
+
+def kept(result: Result, path: Path) -> Path:
+    """A result as a run leaves it."""
+    path.write_bytes(msgspec.json.encode(Kept(result, "machine", "now", 0.0)))
+    return path
+
+
+def altered(result: Result, index: int, value: float) -> Result:
+    """The same result with another value of one figure."""
+    figures = list(result.figures)
+    figures[index] = msgspec.structs.replace(figures[index], value=value)
+    return msgspec.structs.replace(result, figures=figures)
+
+
+def compared(before: Path, after: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What a comparison names, which goes with its exit status."""
+    patch.setattr(sys, "argv", ["compare", str(before), str(after)])
+    status = compare()
+    *named, summary = capsys.readouterr().out.splitlines()
+    assert "compared" in summary
+    assert status == bool(named)
+    return named
+
+
+def test_a_ratio_that_got_worse_is_named(
+    run_tiny: Callable[[str], Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of two real results a comparison names each ratio that is 20 % worse, that is gone, or that misses a bar it met;
+    none that is as it was or better, and no absolute time."""
+    result = run_tiny("append")
+    before = kept(result, tmp_path / "before.json")
+    ratios = [index for index, figure in enumerate(result.figures) if is_compared(figure)]
+    assert len(ratios) >= 4
+    for index in ratios:
+        figure = result.figures[index]
+        worse = kept(altered(result, index, figure.value * 1.2), tmp_path / "after.json")
+        (named,) = compared(before, worse, monkeypatch, capsys)
+        assert figure.name in named
+        assert "20 % worse" in named
+        for harmless in (1.0, 0.5):
+            after = kept(altered(result, index, figure.value * harmless), tmp_path / "after.json")
+            assert compared(before, after, monkeypatch, capsys) == []
+    times = next(index for index, figure in enumerate(result.figures) if figure.unit == "ns")
+    slower = kept(altered(result, times, 1e9), tmp_path / "after.json")
+    assert compared(before, slower, monkeypatch, capsys) == []
+    gone = kept(msgspec.structs.replace(result, figures=result.figures[1:]), tmp_path / "after.json")
+    assert "not measured" in compared(before, gone, monkeypatch, capsys)[0]
+    count = Figure(name="lost", value=0, at_most=0)
+    none_lost = kept(Result(benchmark="b", what="w", figures=[count]), tmp_path / "before.json")
+    one_lost = kept(altered(Result(benchmark="b", what="w", figures=[count]), 0, 1), tmp_path / "after.json")
+    assert "misses its bar" in compared(none_lost, one_lost, monkeypatch, capsys)[0]
+
+
+def test_a_comparison_of_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing there, no result, or results of different benchmarks: a usage error, never "nothing got worse"."""
+    one = kept(Result(benchmark="one", what="w", figures=[]), tmp_path / "one.json")
+    other = kept(Result(benchmark="other", what="w", figures=[]), tmp_path / "other.json")
+    (tmp_path / "no.json").write_text("{}")
+    for after in (tmp_path / "missing.json", tmp_path / "no.json", other):
+        monkeypatch.setattr(sys, "argv", ["compare", str(one), str(after)])
+        with pytest.raises(SystemExit, match="2"):
+            compare()
+
+
+def test_the_page_keeps_sections_that_were_not_measured_again() -> None:
+    """The sections of a page are found again as they were written, by their benchmark."""
+    one, two = (
+        section(Kept(Result(benchmark=name, what=f"what {name}", figures=[]), "machine", "now", 0.0))
+        for name in ("one", "two")
+    )
+    assert sections("\n".join(["# Performance\n", one, two])) == {"one": f"{one}\n", "two": two}
 
 
 def test_peers_run() -> None:
