@@ -16,7 +16,7 @@ import msgspec
 from ringlog.errors import LaneError
 from ringlog.lanes.board import Board
 from ringlog.lanes.instance import Instance, boot_id
-from ringlog.lanes.locks import LockFile
+from ringlog.lanes.locks import LockFile, is_locked
 from ringlog.lanes.segments import Segment, create_segment, unlink_segment
 from ringlog.layout import (
     HEAD_OFFSET,
@@ -36,7 +36,8 @@ from ringlog.ring import load, store
 
 SLOTS_WANTED = 16_384
 SLOTS_MIN = 64
-# A claim takes at most this part of what is left of the budget: late claimers get smaller lanes rather than none.
+# A claim takes at most this part of what is left of the budget, or soon will be: late claimers get smaller lanes rather
+# than none.
 SHARE_OF_REST = 4
 CLAIM_TIMEOUT_SECONDS = 5.0
 
@@ -171,8 +172,11 @@ def claim(
     (which names the file or directory).
     """
     with claims_lock(instance, timeout_seconds):
-        rest = instance.settings.lane_bytes_max - sum(card.size_bytes for card in cards(instance))
-        capacity = _capacity(layout, rest, lane_bytes)
+        others = cards(instance)
+        rest = instance.settings.lane_bytes_max - sum(card.size_bytes for card in others)
+        # Given back as soon as the writer has drained them: who follows a producer that died needs a lane of its size.
+        returning = sum(card.size_bytes for card in others if not is_locked(instance.lock_path(card.lane)))
+        capacity = _capacity(layout, rest, min((rest + returning) // SHARE_OF_REST, rest), lane_bytes)
         lane = secrets.randbits(63) or 1
         lock = LockFile(instance.lock_path(lane))
         if not lock.take(exclusive_create=True):
@@ -186,14 +190,12 @@ def claim(
             raise
 
 
-def _capacity(layout: RecordLayout, rest_bytes: int, lane_bytes: int | None) -> int:
+def _capacity(layout: RecordLayout, rest_bytes: int, share_bytes: int, lane_bytes: int | None) -> int:
     layout_bytes = len(layout.to_json())
     capacity = SLOTS_WANTED if lane_bytes is None else 1 << max(lane_bytes // layout.slot_bytes, 1).bit_length() - 1
-    share = rest_bytes // SHARE_OF_REST if lane_bytes is None else rest_bytes
-    while capacity > SLOTS_MIN and segment_bytes(layout_bytes, layout.slot_bytes, capacity) > share:
-        if lane_bytes is not None:
-            break
-        capacity //= 2
+    if lane_bytes is None:
+        while capacity > SLOTS_MIN and segment_bytes(layout_bytes, layout.slot_bytes, capacity) > share_bytes:
+            capacity //= 2
     needed = segment_bytes(layout_bytes, layout.slot_bytes, capacity)
     if needed > rest_bytes:
         raise BudgetExhausted(

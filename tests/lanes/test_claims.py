@@ -104,6 +104,21 @@ def test_the_budget_is_kept(instance: Instance) -> None:
         lane.close()
 
 
+def test_a_successor_gets_a_lane_of_its_predecessors_size(instance: Instance) -> None:
+    """The lane of an owner that died comes back to the budget: who follows it is not given less for that."""
+    mine = [claim(instance, layout_of(Trade)) for _ in range(3)]
+    script = "lane = claim(Instance(Settings.from_environment()).open(), layout_of(Trade)); say(lane.capacity)\n"
+    imports = "from ringlog.lanes.claims import claim; from ringlog.lanes.instance import Instance\n"
+    imports += "from ringlog.records import Trade, layout_of; from ringlog.settings import Settings; import os\n"
+    imports += "say = lambda word: os.write(1, b'%d\\n' % word)\n"
+    for _ in range(3):
+        with child(instance.settings, script, imports) as process:
+            assert int(process.line()) == mine[0].capacity
+            process.kill()
+    for lane in mine:
+        lane.close()
+
+
 @linux
 def test_a_refused_claim_leaves_nothing(instance: Instance) -> None:
     """A claim beyond the budget leaves no file, card or segment, and frees the way for a smaller one."""
