@@ -117,6 +117,11 @@ class Pressure:
         """The worst level of all resources, as of the last sample."""
         return max(self._levels, default=Level.OK)
 
+    def watch(self, watch: Watch) -> None:
+        """One more resource, from the next sample on."""
+        self._watches.append(watch)
+        self._levels.append(Level.OK)
+
     def limit(self, resource: Resource, thresholds: Thresholds) -> None:
         """From the next sample on, these thresholds for a resource, if it is watched."""
         for watch in self._watches:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,7 @@ import click
 from ringlog.cli import FAILED
 from ringlog.errors import ConfigurationError, ServerUnavailable
 from ringlog.settings import Settings
-from ringlog.sinks import Cuts, Mirror
+from ringlog.sinks import Cuts, Mirror, Sink
 
 if TYPE_CHECKING:
     from ringlog.monitor.metrics import MetricsServer
@@ -34,7 +35,6 @@ def writer(verbose: bool, **flags: Any) -> None:
 
     Exits 0 after SIGTERM, 1 where another writer runs already (naming it) or a request never returns.
     """
-    from ringlog.questdb.sink import QuestdbSink
     from ringlog.writer import Writer
     from ringlog.writer.supervisor import Supervisor
 
@@ -46,7 +46,12 @@ def writer(verbose: bool, **flags: Any) -> None:
     settings = _checked(Settings.from_environment(**flags))
     supervisor = Supervisor.from_environment()
     metrics = _metrics(settings)
-    process = Writer(settings, QuestdbSink(settings), _mirror(settings), _cuts(settings), supervisor)
+    # What needs a server's library loads beside a writer that reads lanes already; one after the other, since modules
+    # that import each other must not be imported by two threads.
+    loading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-load")
+    cuts, sink = loading.submit(_cuts, settings), loading.submit(_sink, settings)
+    loading.shutdown(wait=False)
+    process = Writer(settings, sink, _mirror(settings), cuts, supervisor)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop())
     signal.signal(signal.SIGHUP, lambda *_: process.reload(lambda: _checked(Settings.from_environment(**flags))))
@@ -69,6 +74,12 @@ def _checked(settings: Settings) -> Settings:
         if finding.level == "fail":
             raise ConfigurationError(f"{finding.text}: {finding.fix}")
     return settings
+
+
+def _sink(settings: Settings) -> Sink:
+    from ringlog.questdb.sink import QuestdbSink
+
+    return QuestdbSink(settings)
 
 
 def _metrics(settings: Settings) -> MetricsServer | None:

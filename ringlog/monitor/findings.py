@@ -11,13 +11,11 @@ from ringlog.errors import ConfigurationError, LaneError
 from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance, check_private
 from ringlog.lanes.segments import SegmentBlank
-from ringlog.monitor.databases import servers
 from ringlog.monitor.finding import Finding
 from ringlog.monitor.flight_record import flight_record
 from ringlog.monitor.snapshot import Observer
 from ringlog.pressure import Thresholds
 from ringlog.questdb.conf import client_conf
-from ringlog.questdb.migrations import script
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
 
@@ -36,6 +34,8 @@ def validated(settings: Settings, layouts: Sequence[RecordLayout]) -> Iterator[F
         yield Finding("questdb address", "ok", f"{client_conf(settings)!r}")
     except ConfigurationError as error:
         yield Finding("questdb address", "fail", str(error), "mend RINGLOG_QUESTDB_CLIENT_CONF or QDB_CLIENT_CONF")
+    if layouts:
+        from ringlog.questdb.migrations import script  # here, since the writer's start waits for no server's library
     for layout in layouts:
         made = script(layout.table)
         missing = [field.name for field in layout.fields if made and field.name not in made]
@@ -57,6 +57,8 @@ def _limits(settings: Settings) -> list[tuple[str, int, int]]:
 
 def diagnosed(settings: Settings, layouts: Sequence[RecordLayout], environ: Mapping[str, str]) -> Iterator[Finding]:
     """The whole live system: what `validated` finds, then directories, shared memory, lanes, servers, tables."""
+    from ringlog.monitor.databases import servers
+
     yield from validated(settings, layouts)
     yield from _directories(settings)
     yield from _shared_memory(settings)

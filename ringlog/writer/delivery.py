@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from ringlog.errors import RinglogError, ServerRefused, ServerUnavailable
 from ringlog.sinks import Batch, Receipt, Request, Sink
 from ringlog.sinks.bisection import Bisection, RefusedRow, bisect
+from ringlog.writer.part import Part
 from ringlog.writer.statistics import Statistics
 
 logger = logging.getLogger("ringlog.writer")
@@ -65,13 +66,13 @@ class Delivery:
 
     def __init__(
         self,
-        sink: Sink,
+        sink: Sink | Future[Sink],
         statistics: Statistics,
         confirm_timeout_seconds: float,
         on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_wait` is called at least once a second while the caller's thread waits for a bisection."""
-        self._sink = sink
+        self._sink = Part(sink)
         self._statistics = statistics
         self.confirm_timeout_seconds = confirm_timeout_seconds
         self._on_wait = on_wait
@@ -84,6 +85,11 @@ class Delivery:
         self._confirm_at = 0.0
         self._sending_since: float | None = None  # written by the sending thread
         self.is_hung = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a sink yet. Raises what its making raised."""
+        return self._sink.is_ready and self._sink.value is not None
 
     @property
     def is_idle(self) -> bool:
@@ -103,9 +109,9 @@ class Delivery:
         return 0.0 if since is None else time.monotonic() - since
 
     def is_open(self, table: str) -> bool:
-        """Whether batches of a table may be sent now, or its last failure is too recent."""
+        """Whether batches of a table may be sent now: there is a sink, and its last failure is not too recent."""
         backoff = self._backoffs.get(table)
-        return backoff is None or time.monotonic() >= backoff.not_before
+        return self.is_ready and (backoff is None or time.monotonic() >= backoff.not_before)
 
     def submit(self, batch: Batch, settle: Settle) -> None:
         """Encodes a batch and hands it to the sending thread; call it where `has_room`.
@@ -113,17 +119,17 @@ class Delivery:
         `settle` is called by a later `collect`: without error once the rows are applied; with one where they may not
         be, and then every later batch of the same table is given back as well.
         """
-        future = self._sender.submit(self._send, self._sink.encode(batch))
+        future = self._sender.submit(self._send, self._sink.value.encode(batch))
         self._under_way.add(future)
         self._sent.append(_Sent(batch, settle, future))
 
     def _send(self, request: Request) -> tuple[Receipt, float]:
         started = self._sending_since = time.monotonic()
         try:
-            receipt = self._sink.send(request)
+            receipt = self._sink.value.send(request)
         finally:
             self._sending_since = None
-            self._sink.release(request)
+            self._sink.value.release(request)
         return receipt, time.monotonic() - started
 
     def collect(self, timeout_seconds: float = 0.0) -> bool:
@@ -174,7 +180,7 @@ class Delivery:
         table = entry.batch.layout.table
         logger.warning("refused table=%s rows=%d, looking for the rows at fault: %s", table, entry.batch.rows, error)
         try:
-            found = self._waited_for(self._sender.submit(bisect, self._sink, entry.batch))
+            found = self._waited_for(self._sender.submit(bisect, self._sink.value, entry.batch))
         except RinglogError as fault:
             self._fail(table, fault)
             return False
@@ -204,7 +210,7 @@ class Delivery:
         if entries and now >= self._confirm_at:
             self._confirm_at = now + CONFIRM_INTERVAL_SECONDS
             receipts = [receipt for entry in entries for receipt in entry.receipts]
-            self._asked = self._asker.submit(self._sink.confirm, receipts), entries
+            self._asked = self._asker.submit(self._sink.value.confirm, receipts), entries
 
     def _settle_confirmed(self, future: Future[Sequence[bool]], entries: list[_Sent]) -> None:
         try:

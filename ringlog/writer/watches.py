@@ -21,16 +21,18 @@ REASONS = {
 }
 
 
-def new_pressure(settings: Settings, lane_bytes: Callable[[], int]) -> Pressure:
-    """The spool's disk, the server's where it is local, and the memory of lanes and batches together."""
-    watches = [
-        disk_watch(Resource.SPOOL_DISK, settings.spool_path, settings.disk_free_bytes_min),
-        memory_watch(lane_bytes),
-    ]
+def new_pressure(settings: Settings) -> Pressure:
+    """The spool's disk, and the server's where it is local."""
+    watches = [disk_watch(Resource.SPOOL_DISK, settings.spool_path, settings.disk_free_bytes_min)]
     if settings.questdb_data_dir:
         path = Path(settings.questdb_data_dir)
         watches.append(disk_watch(Resource.SERVER_DISK, path, settings.disk_free_bytes_min))
     return Pressure(watches, _command(settings))
+
+
+def watch_memory(pressure: Pressure, lane_bytes: Callable[[], int]) -> None:
+    """From now on also the memory of lanes and batches together: what this process takes more than it has now."""
+    pressure.watch(memory_watch(lane_bytes))
 
 
 def relimit(pressure: Pressure, settings: Settings) -> None:

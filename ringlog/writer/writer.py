@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 
 import msgspec
 import psutil
@@ -25,11 +26,12 @@ from ringlog.sinks import Batch, Cuts, Mirror, Sink
 from ringlog.spool import Spool
 from ringlog.writer.delivery import Delivery, Settle, Settled
 from ringlog.writer.drain import Drain
+from ringlog.writer.part import Part
 from ringlog.writer.refuge import Refuge
 from ringlog.writer.reload import changes, taken_over
 from ringlog.writer.statistics import Statistics
 from ringlog.writer.supervisor import Supervisor
-from ringlog.writer.watches import new_pressure, reason_of, relimit
+from ringlog.writer.watches import new_pressure, reason_of, relimit, watch_memory
 
 logger = logging.getLogger("ringlog.writer")
 
@@ -52,11 +54,12 @@ class Writer:
     def __init__(
         self,
         settings: Settings,
-        sink: Sink,
+        sink: Sink | Future[Sink],
         mirror: Mirror | None = None,
-        cuts: Cuts | None = None,
+        cuts: Cuts | Future[Cuts | None] | None = None,
         supervisor: Supervisor | None = None,
     ) -> None:
+        """`sink` and `cuts` may still be loading: until they are there, lanes that fill up go to the spool."""
         self._settings = settings
         self._supervisor = Supervisor() if supervisor is None else supervisor
         self._reread: Callable[[], Settings] | None = None
@@ -72,13 +75,14 @@ class Writer:
         self._epoch = self._board.take_over()
         self.statistics = Statistics()
         self._directory = LaneDirectory(self._instance, on_empty=self._close_lane, on_absent=self._lose_lane)
-        self._cuts = cuts
+        self._cuts: Part[Cuts | None] = Part(cuts)
         self._cuts_by = time.monotonic() + CUTS_TIMEOUT_SECONDS
         self._delivery = Delivery(sink, self.statistics, settings.confirm_timeout_ms / 1000, self._supervisor.alive)
         spool = Spool(settings.spool_path, bytes_max=settings.spool_bytes_max)
         self._ledger = Ledger(spool.directory, spool.reserve, boot_id())
         self._refuge = Refuge(spool, self._ledger, settings.batch_rows_max, mirror)
-        self._pressure = new_pressure(settings, self._lane_bytes)
+        self._pressure = new_pressure(settings)
+        self._is_loaded = False
         self._drains: dict[RecordLayout, Drain] = {}
         self._stop = threading.Event()
         self._base_interval = settings.drain_interval_ms / 1000
@@ -104,14 +108,14 @@ class Writer:
     def run(self) -> None:
         """Ticks until stopped; then delivers what the lanes hold, for at most `stop_timeout_ms`."""
         logger.info("writer started pid=%d epoch=%d interval_ms=%d", os.getpid(), self._epoch, self._interval * 1e3)
-        gc.collect()
-        gc.freeze()  # what is loaded by now stays: a collection in a tick need not walk it
         next_tick = last_tick = time.monotonic()
         try:
             self._supervisor.ready()
             while not self._stop.is_set():
                 if self._reread is not None:
                     self._reload()
+                if not self._is_loaded and self._delivery.is_ready:
+                    self._settle_in()
                 now = time.monotonic()
                 if now >= next_tick:
                     self.statistics.tick_ms.append((now - last_tick) * 1e3)
@@ -129,6 +133,13 @@ class Writer:
             self._finish()
         finally:
             self.close()
+
+    def _settle_in(self) -> None:
+        """Once all is loaded: it stays, and is not memory that was taken for batches."""
+        self._is_loaded = True
+        gc.collect()
+        gc.freeze()  # so that a collection in a tick need not walk it
+        watch_memory(self._pressure, self._lane_bytes)
 
     def _tick(self) -> None:
         self._directory.refresh()
@@ -189,8 +200,10 @@ class Writer:
         """Takes and sends what every lane holds now; what is published meanwhile is for the next time."""
         cuts = self._known_cuts
         self._is_behind = False
-        if cuts is None and time.monotonic() < self._cuts_by and not self._is_above_high_water():
-            return  # asked for when the writer starts, and answered in milliseconds
+        is_loading = not self._delivery.is_ready and not self._stop.is_set()
+        are_cuts_asked_for = cuts is None and time.monotonic() < self._cuts_by  # and answered in milliseconds
+        if (is_loading or are_cuts_asked_for) and not self._is_above_high_water():
+            return
         for layout, lanes in self._groups().items():
             if cuts is None or self._refuge.is_away(layout.table) or not self._delivery.is_open(layout.table):
                 self._put_away(layout, lanes)
@@ -201,7 +214,9 @@ class Writer:
 
     @property
     def _known_cuts(self) -> Mapping[str, int] | None:
-        return self._cuts.by_table if self._cuts is not None else {}
+        if not self._cuts.is_ready:
+            return None
+        return self._cuts.value.by_table if self._cuts.value is not None else {}
 
     def _replay(self) -> None:
         """Between ticks too, or a replay would wait for one after each batch; what is in the lanes goes first."""
@@ -388,8 +403,7 @@ class Writer:
 
     def close(self) -> None:
         """Gives the lease back. Called by `run`."""
-        if self._cuts is not None:
-            self._cuts.close()
+        self._cuts.close()
         self._delivery.close()
         self._refuge.close()
         self._directory.close()
