@@ -69,16 +69,20 @@ class Spool:
         """All spool files together; quarantine, cursors and the reserve are not part of the cap."""
         return sum(table.bytes for table in self._tables.values())
 
-    def rows_room(self, layout: RecordLayout) -> int:
-        """How many records of one lane one more batch may hold: what the cap leaves room for, whatever file it goes
-        into, and no more than one read gives, so that a replay needs little memory."""
-        overhead = file_header_bytes(layout.to_json()) + frame_bytes(2, 0, 0) + ALIGNMENT_BYTES
+    def rows_room(self, layout: RecordLayout, lanes: int = 1) -> int:
+        """How many records of so many lanes one more batch may hold: what the cap leaves room for, whatever file it
+        goes into, and no more than one read gives, so that a replay needs little memory."""
+        overhead = file_header_bytes(layout.to_json()) + frame_bytes(2 * lanes, 0, 0) + ALIGNMENT_BYTES
         room_bytes = min(self.bytes_max - self.bytes - overhead, READ_BYTES_MAX)
         return max(0, room_bytes // layout.slot_bytes)
 
     def rows(self, table: str) -> int:
         """Records of a table that are spooled and not confirmed, damaged ones included."""
         return self._tables[table].rows if table in self._tables else 0
+
+    def unread_rows(self, table: str) -> int:
+        """Records of a table that no read has given since the last rewind, damaged ones included."""
+        return self._tables[table].unread_rows if table in self._tables else 0
 
     def tables(self) -> list[str]:
         """The tables that have something to replay."""

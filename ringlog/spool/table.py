@@ -85,6 +85,11 @@ class TableSpool:
         """Records that are spooled and not confirmed, damaged ones included."""
         return max(0, self._end.row - self.confirmed.row)
 
+    @property
+    def unread_rows(self) -> int:
+        """Records that no read has given since the last rewind, damaged ones included."""
+        return max(0, self._end.row - self._reader.position.row)
+
     def append(self, layout: RecordLayout, spans: Sequence[Span], slots: Sequence[Chunk], bytes_max: int) -> None:
         """Adds one durable frame; `bytes_max` is what the table may still grow by. Raises SpoolFull, SpoolUnusable.
 

@@ -1,8 +1,9 @@
 """The refuge: where records go that the server does not take now, and how they come back from there.
 
 A table that failed is away: its records go from the lanes to the spool, and only what comes back from the spool is
-offered to the server, until that is confirmed. So lanes never wait for a server that is down, and one table never
-waits for another.
+offered to the server, until all of it is on its way. So lanes never wait for a server that is down, one table never
+waits for another, and the server gets a table's records in the order of time: rows that come after newer ones cost it
+half as much again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ logger = logging.getLogger("ringlog.writer")
 
 # Below this part of its cap a spool that was full takes records again.
 RESUME_RATIO = 0.9
-REPLAYS_MAX = 2  # under way of a table
+REPLAYS_MAX = 3  # under way of a table: one is read and encoded, one sent, one waits to be applied
 
 
 def _holds(run: Slots, row: RefusedRow) -> bool:
@@ -84,6 +85,7 @@ class Refuge:
         self._rows_max = rows_max
         self._mirror = mirror
         self._away: set[str] = set(spool.tables())
+        self._answered: set[str] = set()  # of those the tables of which a replay was confirmed since they left
         self._drains: dict[RecordLayout, Drain] = {}
         self._replays: dict[str, list[_UnderWay]] = {}  # in the order of the spool
         self._is_full = False
@@ -139,28 +141,28 @@ class Refuge:
     def leave(self, table: str) -> None:
         """From now on the table's records are put away."""
         self._away.add(table)
+        self._answered.discard(table)
 
     def put_away(self, layout: RecordLayout, lanes: Iterable[LaneReader]) -> list[Slots]:
-        """Writes what lanes hold durably into the spool; the runs that are safe now. None while it takes no records."""
+        """Writes what lanes hold durably into the spool; the runs that are safe now. None while it takes no records.
+
+        All lanes share a frame while it has room: each costs an fsync.
+        """
         safe: list[Slots] = []
-        for lane in lanes:
-            try:
-                # A part where the cap leaves no room for all: so a spool that refuses is full to a few pages, not to a
-                # batch, and does not take records again before something was replayed.
-                runs = lane.take(min(self._rows_max, max(self.spool.rows_room(layout), 1)))
-            except SegmentRefused:  # its head cannot be: the drain has said so
-                continue
-            if not runs:
-                continue
+        readers = list(lanes)
+        left = {lane.lane: self._rows_max for lane in readers}
+        while runs := self._taken(layout, readers, left):
             spans = [Span(run.lane, run.first_seq, run.rows) for run in runs]
             try:
-                self._ledger.meet(layout.table, lane.lane)
+                for lane in {run.lane for run in runs}:
+                    self._ledger.meet(layout.table, lane)
                 self.spool.append(layout, spans, [run.memory for run in runs])
                 self._ledger.record(Term.SPOOLED, layout.table, spans)
             except SpoolError as error:
-                lane.rewind()
+                for reader in readers:
+                    reader.rewind()
                 self._stop_taking(error)
-                return safe
+                break
             self.spooled_rows += sum(run.rows for run in runs)
             self._took = True
             self._away.add(layout.table)
@@ -168,6 +170,23 @@ class Refuge:
                 self._mirror.offer(self._drain(layout).decode(runs).batch)
             safe += runs
         return safe
+
+    def _taken(self, layout: RecordLayout, readers: Sequence[LaneReader], left: dict[int, int]) -> list[Slots]:
+        """What lanes hold next, as much as goes into a frame; `left`: how many rows may still be taken of each."""
+        # A part where the cap leaves no room for all: so a spool that refuses is full to a few pages, not to a batch,
+        # and does not take records again before something was replayed.
+        room = max(min(self._rows_max, self.spool.rows_room(layout, len(readers))), 1)
+        runs: list[Slots] = []
+        for reader in readers:
+            try:
+                taken = reader.take(min(left[reader.lane], room)) if room else []
+            except SegmentRefused:  # its head cannot be: the drain has said so
+                continue
+            rows = sum(run.rows for run in taken)
+            left[reader.lane] -= rows
+            room -= rows
+            runs += taken
+        return runs
 
     def replay(self, delivery: Delivery, cuts: Mapping[str, int]) -> None:
         """Offers the next spooled records of each table to the server: one request is encoded while another is sent.
@@ -180,8 +199,14 @@ class Refuge:
                     self._replay(table, delivery, cuts.get(table))
                 except SpoolError as error:
                     logger.error("spool of table=%s cannot be read: %s", table, error)
-        for table in [table for table in self._away if not self.spool.rows(table)]:
+        for table in [table for table in self._away if self._is_over(table)]:
             self._away.discard(table)
+
+    def _is_over(self, table: str) -> bool:
+        """Whether a table's records may be sent again: the server takes them, and what was put away goes first."""
+        if not self.spool.rows(table):
+            return True
+        return table in self._answered and not self.spool.unread_rows(table)
 
     def _replay(self, table: str, delivery: Delivery, cut_us: int | None) -> None:
         replay = self.spool.read(table, self._rows_max)
@@ -207,6 +232,7 @@ class Refuge:
         """All that was read and not confirmed is read again; what is still under way of it is a copy, and folded."""
         self.spool.rewind(table)
         self._replays.pop(table, None)
+        self.leave(table)
 
     def _drain(self, layout: RecordLayout) -> Drain:
         drain = self._drains.get(layout)
@@ -292,8 +318,7 @@ class Refuge:
             return
         self.replayed_rows += replay.rows
         if self._confirm(entry):
-            # The server takes this table again: what is in the lanes need not wait for the rest of the spool.
-            self._away.discard(replay.table)
+            self._answered.add(replay.table)
         if not self.spool.rows(replay.table):
             logger.info("spool of table=%s is empty again", replay.table)
 

@@ -1,0 +1,145 @@
+"""The writer's refuge over a sink in memory: replays under way, their order, and a sink that is still loading."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import msgspec
+import pytest
+from lane_samples import Sample, eventually, text_of
+from writer_thread import writing
+
+from ringlog import Producer
+from ringlog.errors import ConfigurationError, ServerUnavailable
+from ringlog.settings import Settings
+from ringlog.sinks import Batch, Receipt, Request, Sink
+from ringlog.sinks.memory import MemorySink
+
+TABLE = Sample.__table__
+ROWS = 1000
+REQUEST_ROWS = 50
+
+
+class OrderedSink(MemorySink):
+    """A memory sink that keeps the numbers of the rows it was sent, in that order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[int] = []
+
+    def send(self, request: Request) -> Receipt:
+        self._require_available()
+        self.numbers += [row["number"] for row in request.body if "number" in row]
+        return super().send(request)
+
+
+class FirstFails(OrderedSink):
+    """Its first request fails once a second one has been encoded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: list[int] = []
+        self._encoded = 0
+        self._are_two = threading.Event()
+
+    def encode(self, batch: Batch) -> Request:
+        self._encoded += 1
+        if self._encoded == 2:
+            self._are_two.set()
+        return super().encode(batch)
+
+    def send(self, request: Request) -> Receipt:
+        if not self.first:
+            self.first = [row["number"] for row in request.body]
+            assert self._are_two.wait(30)
+            raise ServerUnavailable("the first of two requests fails")
+        return super().send(request)
+
+
+@pytest.fixture
+def settings(lane_settings: Settings) -> Settings:
+    """Small requests, so that a few records are many replays."""
+    return msgspec.structs.replace(lane_settings, batch_rows_max=REQUEST_ROWS, drain_interval_ms=5)
+
+
+def spool(settings: Settings, producer: Producer) -> None:
+    """Appends ROWS records and puts them into the spool."""
+    sink = MemorySink()
+    sink.available = False
+    with writing(settings, sink) as writer:
+        for number in range(ROWS):
+            assert producer.appender(Sample).append(number, text_of(number))
+        eventually(lambda: writer._refuge.spooled_rows == ROWS, "the spool")
+
+
+def test_the_first_of_two_replays_fails(settings: Settings) -> None:
+    """Both are read again, in order: what the second delivered meanwhile is a copy, and no cursor passed the first."""
+    sink = FirstFails()
+    with Producer([Sample], settings=settings) as producer:
+        spool(settings, producer)
+        with writing(settings, sink) as writer:
+            eventually(lambda: len(sink.rows(Sample)) == ROWS, "all rows")
+            eventually(lambda: not writer._refuge.spool.rows(TABLE), "an empty spool")
+    assert sink.first == list(range(REQUEST_ROWS))
+    assert sink.numbers == [*range(REQUEST_ROWS, 2 * REQUEST_ROWS), *range(ROWS)]
+
+
+def test_new_records_follow_those_of_the_spool(settings: Settings) -> None:
+    """While a spool is replayed its server gets all records in order, and without the spool again once it is read.
+
+    Rows that come after newer ones cost QuestDB half as much again.
+    """
+    sink = OrderedSink()
+    with Producer([Sample], settings=settings) as producer:
+        spool(settings, producer)
+        with writing(settings, sink) as writer:
+            append = producer.appender(Sample).append
+            numbers = iter(range(ROWS, 1_000_000))
+            count = ROWS
+
+            def is_back() -> bool:
+                nonlocal count
+                number = next(numbers)
+                assert append(number, text_of(number))
+                count += 1
+                return not writer._refuge.is_away(TABLE)
+
+            eventually(is_back, "records sent without the spool, while they keep coming")
+            eventually(lambda: len(sink.rows(Sample)) == count, "all rows")
+            assert writer._refuge.spooled_rows < count
+    assert sink.numbers == list(range(count))
+
+
+def test_lanes_wait_for_no_library(settings: Settings) -> None:
+    """While the sink is still loading a lane that fills up goes to the spool; then all is delivered."""
+    loading: Future[Sink] = Future()
+    sink = OrderedSink()
+    with Producer([Sample], settings=settings, lane_bytes={Sample: 32_768}) as producer:
+        appender = producer.appender(Sample)
+        assert appender.room < ROWS // 2
+        with writing(settings, loading) as writer:
+            for number in range(ROWS):
+                eventually(lambda at=number: appender.append(at, text_of(at)), "room")  # type: ignore[misc]
+            assert writer._refuge.spooled_rows > 0
+            loading.set_result(sink)
+            eventually(lambda: len(sink.rows(Sample)) == ROWS, "all rows")
+    assert sink.numbers == list(range(ROWS))
+
+
+def test_a_sink_that_cannot_be_made(settings: Settings) -> None:
+    """What its making raises ends the writer with that error; what the lanes hold stays there."""
+    loading: Future[Any] = Future()
+    with Producer([Sample], settings=settings) as producer:
+        assert producer.appender(Sample).append(1, text_of(1))
+
+        def run() -> None:
+            with writing(settings, loading):
+                loading.set_exception(ConfigurationError("got no sink"))
+
+        with pytest.raises(ConfigurationError, match="got no sink"):
+            run()
+        sink = OrderedSink()
+        with writing(settings, sink):
+            eventually(lambda: sink.numbers == [1], "the record")
