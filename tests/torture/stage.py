@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from ringlog.questdb.migrations import migrate
 from ringlog.records import PLATFORM_RECORDS, Trade, layout_of
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
-from torture.attempts import LONGEST_NS, REASONS, Attempts
+from torture.attempts import LONGEST_NS, REASONS, REFUSED, Attempts
 from torture.planted import cut_unsynced
 from torture.producer import DELIBERATE, STOP
 from torture.rows import judge
@@ -33,7 +35,7 @@ from torture.rows import judge
 TESTS = Path(__file__).parents[1]
 TABLE = layout_of(Trade).table
 SETTLE_SECONDS = 90.0
-GRACE_SECONDS = 2.0  # after a deliberate stop, until refusals count as not deliberate again
+GRACE_SECONDS = 2.0  # after the end of a deliberate stop, for what it left in full lanes
 
 
 class Stage:
@@ -50,6 +52,7 @@ class Stage:
         self.settings = Settings(runtime_dir=str(directory / "run"), **{**server.settings(), **ports})
         self.kills: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.refused_after: Counter[str] = Counter()
         self.logs: dict[int, Path] = {}
         self.producers: dict[int, subprocess.Popen[bytes]] = {}
         self.writer: subprocess.Popen[bytes] | None = None
@@ -141,10 +144,19 @@ class Stage:
             self.supervise()
             time.sleep(0.02)
 
-    def deliberate(self, seconds: float) -> None:
-        """For so long, and a little longer, what is refused was to be expected."""
-        self._deliberate_until = max(self._deliberate_until, time.monotonic() + seconds + GRACE_SECONDS)
+    @contextlib.contextmanager
+    def deliberate(self) -> Iterator[None]:
+        """Within the block and a little longer what is refused was to be expected: nobody could take records.
+
+        For a writer that is stopped and for a full disk. Kills are none of these, nor is a server that cannot be
+        reached: records must find room then.
+        """
+        self._deliberate_until = float("inf")
         self.flags[DELIBERATE] = 1
+        try:
+            yield
+        finally:
+            self._deliberate_until = time.monotonic() + GRACE_SECONDS
 
     def supervise(self) -> None:
         """Restarts what ended by itself, as a supervisor would."""
@@ -183,6 +195,12 @@ class Stage:
         words = [Attempts(path, create=False).words for path in self.logs.values() if path.exists()]
         counts = {reason: sum(int(each[first + at]) for each in words) for at, reason in enumerate(REASONS)}
         return {reason: count for reason, count in counts.items() if count}
+
+    def blame(self, fault: str) -> None:
+        """Counts what was refused since the last call as refused after this fault."""
+        rows = sum(self.refusals(REFUSED).values()) - self.refused_after.total()
+        if rows:
+            self.refused_after[fault] += rows
 
     def longest_ns(self) -> int:
         """The longest append of all."""

@@ -76,7 +76,6 @@ class Torture:
         self.stage.start_server()
 
     def kill_all(self) -> None:
-        self.stage.deliberate(10.0)
         self.kill_producer()
         self.stage.end_server()
         self.kill_writer()
@@ -91,11 +90,11 @@ class Torture:
 
     def stop_writer(self) -> None:
         assert self.stage.writer is not None
-        self.stage.deliberate(4.0)
-        self.stage.writer.send_signal(signal.SIGSTOP)
         self.stage.faults["writer stopped"] += 1
-        self.stage.pause(0.5, 4.0)
-        self.stage.writer.send_signal(signal.SIGCONT)
+        with self.stage.deliberate():
+            self.stage.writer.send_signal(signal.SIGSTOP)
+            self.stage.pause(0.5, 4.0)
+            self.stage.writer.send_signal(signal.SIGCONT)
 
     def stop_producer(self) -> None:
         """Longer than the linger, so that its lane stands still while its owner lives."""
@@ -130,16 +129,16 @@ class Torture:
 
     def fill_disk(self) -> None:
         """The spool is needed and its disk is full; then there is room again."""
-        self.stage.deliberate(8.0)
         self.stage.proxies["http"].inject(blackhole)
         self.stage.pause(1.2, 1.8)
-        self.stage.limit_files(0)
         self.stage.faults["disk full"] += 1
-        self.stage.pause(0.5, 2.0)
-        if self.random.random() < 0.5:
-            self.stage.proxies["http"].inject(passed)  # the server is back first
-            self.stage.pause(0.2, 0.6)
-        self.stage.limit_files(UNLIMITED)
+        with self.stage.deliberate():
+            self.stage.limit_files(0)
+            self.stage.pause(0.5, 2.0)
+            if self.random.random() < 0.5:
+                self.stage.proxies["http"].inject(passed)  # the server is back first
+                self.stage.pause(0.2, 0.6)
+            self.stage.limit_files(UNLIMITED)
         self.stage.proxies["http"].inject(passed)
 
     def replace_table(self) -> None:
@@ -149,9 +148,8 @@ class Torture:
         """
         if len(self.stage.tables) > 1:
             return
-        self.stage.deliberate(16.0)
         self.until_written()  # a writer that has just started has no connection from before
-        with self.stage.connect() as connection:
+        with self.stage.connect() as connection, self.stage.deliberate():
             writer = self.stage.writer
             assert writer is not None
             writer.send_signal(signal.SIGSTOP)
@@ -162,10 +160,10 @@ class Torture:
             kept = f"{TABLE}_before"
             connection.execute(f"CREATE TABLE {kept} AS (SELECT * FROM {TABLE})")
             connection.execute(f"DROP TABLE {TABLE}")
-        self.stage.make_tables()
-        self.stage.tables.append(kept)
-        self.stage.faults["table dropped and made again"] += 1
-        writer.send_signal(signal.SIGCONT)
+            self.stage.make_tables()
+            self.stage.tables.append(kept)
+            self.stage.faults["table dropped and made again"] += 1
+            writer.send_signal(signal.SIGCONT)
         self.until_written()  # or the next fault meets it before it has seen what happened
 
     def until_written(self) -> None:
@@ -212,6 +210,7 @@ class Torture:
                 return
             fault()
             self.stage.pause(0.1, 1.1)
+            self.stage.blame(getattr(fault, "__name__", " ".join(map(str, getattr(fault, "args", ())))))
 
 
 def torture(seconds: float, seed: int, plant: str, producers: int, rate: float) -> dict[str, object]:
@@ -231,6 +230,7 @@ def torture(seconds: float, seed: int, plant: str, producers: int, rate: float) 
             "kills": dict(stage.kills), "faults": dict(stage.faults),
             "accepted": verdict.accepted,
             "refused": sum(refused.values()), "refused_by_reason": refused,
+            "refused_after": dict(stage.refused_after),
             "refused_deliberate": sum(deliberate.values()), "refused_deliberate_by_reason": deliberate,
             "stored": verdict.stored, "lost": len(verdict.lost),
             "duplicated": len(verdict.doubled) + len(verdict.doubled_keys), "altered": len(verdict.altered),
