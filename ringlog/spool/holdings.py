@@ -53,11 +53,14 @@ def _add_table(held: dict[int, SeqSet], directory: Directory) -> None:
 
 def _sound_frames(directory: Directory, name: str) -> list[FrameHeader]:
     try:
-        file = SpoolFile.open(directory, name)
+        return _read(SpoolFile.open(directory, name))
     except SpoolUnusable:
-        if name not in directory.names():
+        if name not in directory.names():  # by the time it was opened, or opened again to be read
             return []
         raise
+
+
+def _read(file: SpoolFile) -> list[FrameHeader]:
     frames = []
     try:
         offset = file.header.frames_offset if file.header is not None else file.length

@@ -12,6 +12,9 @@ from spool_batches import QUOTE, SPOOL_BYTES_MAX, TICK, append, drain, keys, ope
 
 from ringlog.errors import SpoolFull
 from ringlog.spans import Span
+from ringlog.spool.frames import FrameHeader
+from ringlog.spool.holdings import holdings
+from ringlog.spool.spool_file import SpoolFile
 
 
 def test_records_come_back_in_order_and_equal(tmp_path: Path) -> None:
@@ -107,6 +110,21 @@ def test_several_reads_may_be_outstanding_and_records_keep_coming(tmp_path: Path
     seen += drain(spool)[0]
     assert seen == keys(Span(1, 0, 200))
     assert spool.bytes == 0
+
+
+def test_a_look_beside_the_writer_meets_a_file_that_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that its writer confirms and removes between two looks of another process is just not there any more."""
+    spool = open_spool(tmp_path)
+    append(spool, Span(7, 0, 5))
+    assert [list(members) for members in holdings(spool.directory).values()] == [[(0, 5)]]
+    frame_header = SpoolFile.frame_header
+
+    def late(file: SpoolFile, offset: int) -> FrameHeader | None:
+        file.remove()
+        return frame_header(file, offset)
+
+    monkeypatch.setattr(SpoolFile, "frame_header", late)
+    assert holdings(spool.directory) == {}
 
 
 def test_tables_are_apart(tmp_path: Path) -> None:
