@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -84,7 +83,8 @@ class Writer:
         self._pressure = new_pressure(settings)
         self._is_loaded = False
         self._drains: dict[RecordLayout, Drain] = {}
-        self._stop = threading.Event()
+        # No threading.Event: its lock is held for moments of each wait, and a handler that sets it then waits for ever.
+        self._is_stopped = False
         self._base_interval = settings.drain_interval_ms / 1000
         self._interval = self._base_interval
         self._slow_ticks = 0
@@ -96,7 +96,7 @@ class Writer:
 
     def stop(self) -> None:
         """Asks `run` to deliver what is in the lanes now and to return; safe in a signal handler."""
-        self._stop.set()
+        self._is_stopped = True
 
     def reload(self, reread: Callable[[], Settings]) -> None:
         """Asks `run` to take over what may change live of the settings that `reread` gives; safe in a signal handler.
@@ -111,7 +111,7 @@ class Writer:
         next_tick = last_tick = time.monotonic()
         try:
             self._supervisor.ready()
-            while not self._stop.is_set():
+            while not self._is_stopped:
                 if self._reread is not None:
                     self._reload()
                 if not self._is_loaded and self._delivery.is_ready:
@@ -129,7 +129,7 @@ class Writer:
                 self._guard()
                 pause = max(0.0, min(POLL_SECONDS, next_tick - time.monotonic()))
                 if not self._delivery.collect(timeout_seconds=pause):
-                    self._stop.wait(pause)
+                    time.sleep(pause)
             self._finish()
         finally:
             self.close()
@@ -200,7 +200,7 @@ class Writer:
         """Takes and sends what every lane holds now; what is published meanwhile is for the next time."""
         cuts = self._known_cuts
         self._is_behind = False
-        is_loading = not self._delivery.is_ready and not self._stop.is_set()
+        is_loading = not self._delivery.is_ready and not self._is_stopped
         are_cuts_asked_for = cuts is None and time.monotonic() < self._cuts_by  # and answered in milliseconds
         if (is_loading or are_cuts_asked_for) and not self._is_above_high_water():
             return

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import msgspec
 import pytest
@@ -151,6 +154,38 @@ def test_stop_delivers_what_was_accepted(lane_settings: Settings) -> None:
         with writing(settings, sink):
             accepted = sum(appender.append(number, text_of(number)) for number in range(500))
         assert len(sink.rows(Sample)) == accepted == 500
+
+
+def run_interrupted(writer: Writer, line: int) -> int:
+    """Runs the writer in this thread; stops it as a signal's handler would, at the `line`th line of Python after the
+    work of its first turn, whatever it calls there. How many lines there were."""
+    lines = -1
+
+    def traced(frame: FrameType, event: str, _: object) -> Callable[..., Any]:
+        nonlocal lines
+        if lines < 0 and event == "return" and frame.f_code.co_name == "_guard":  # then the loop pauses
+            lines = 0
+        elif lines >= 0 and event == "line":
+            lines += 1
+            if lines == line:
+                writer.stop()
+        return traced
+
+    sys.settrace(traced)
+    try:
+        writer.run()
+    finally:
+        sys.settrace(None)
+    return lines
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_stops_the_writer_wherever_it_is(lane_settings: Settings) -> None:
+    """A handler that stops the writer returns at once and the writer ends, whichever line of its pause it
+    interrupts: a lock that the line holds, which the handler would wait for, is held for good."""
+    settings = msgspec.structs.replace(lane_settings, drain_interval_ms=600_000)
+    for line in range(1, 80):
+        assert run_interrupted(Writer(settings, MemorySink()), line) >= line
 
 
 def test_killed_producers_lose_nothing(lane_settings: Settings, tmp_path: Path) -> None:
