@@ -33,7 +33,7 @@ from ringlog.records import Trade
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
-ROUNDS = 5
+ROUNDS = 3
 RATE = 2_000
 BESIDE = 100_000
 WALKED_BYTES = 400_000_000
@@ -202,7 +202,7 @@ def measured(settings: Settings, pids: Sequence[int], seconds: float, rounds: in
 
 
 def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
-    seconds, rounds, rate = (0.02, 1, 1_000) if tiny else (1.5, ROUNDS, BESIDE)
+    seconds, rounds, rate = (0.02, 1, 1_000) if tiny else (1.2, ROUNDS, BESIDE)
     touch = first_touch(100 if tiny else 4000)
     with server(running) as questdb, fresh(questdb) as settings, writer(settings) as process:
         pids = [process.pid, *([questdb.pid] if questdb.pid else [])]

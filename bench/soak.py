@@ -76,7 +76,7 @@ class Watch:
             deadline = self._began + min(number * SAMPLE_SECONDS, seconds)
             tick_ms = []
             while time.monotonic() < deadline and not is_stopped.is_set():
-                is_stopped.wait(POLL_SECONDS)
+                time.sleep(POLL_SECONDS)  # not a wait for the event: it holds a lock that a signal's handler wants
                 beat_us = self._board.beat_us
                 if beat_us != self._beat_us:
                     tick_ms.append((beat_us - self._beat_us) / 1e3)
@@ -113,12 +113,12 @@ def soak(
         server(running) as questdb,
         fresh(questdb) as settings,
         writer(settings) as process,
-        connect(settings) as connection,
         tempfile.TemporaryDirectory(prefix="ringlog-soak-") as directory,
     ):
 
         def rows() -> int:
-            return sum(count(connection, table) for table in tables)
+            with connect(settings) as connection:  # the server ends one that was not used for minutes
+                return sum(count(connection, table) for table in tables)
 
         before = rows()
         with producing(settings, directory, load) as producers, (out / "samples.csv").open("w") as file:
