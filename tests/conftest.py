@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import msgspec
 import pytest
 
+from ringlog.cli import keep_logs_off_stdout
 from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.segments import unlink_segment
@@ -32,6 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
     for variable in [name for name in os.environ if name.startswith(PREFIX) and name != "RINGLOG_RING"]:
         del os.environ[variable]
     os.environ.pop("QDB_CLIENT_CONF", None)
+    # The first retry would make a logger on whatever stdout is then, also one that a test soon closes.
+    keep_logs_off_stdout()
+    hypothesis.settings.register_profile("ringlog", deadline=None)  # timings are no matter of tests
+    hypothesis.settings.load_profile("ringlog")
 
 
 def pytest_report_header() -> str:

@@ -190,7 +190,7 @@ SPANS = st.lists(st.builds(Span, st.integers(1, 2), st.integers(0, 40), st.integ
 OPERATIONS = st.lists(st.tuples(st.sampled_from([*Term, "sync"]), SPANS), max_size=25)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     operations=OPERATIONS,
     faults=st.dictionaries(st.integers(0, 80), st.sampled_from([errno.EIO, errno.ENOSPC]), max_size=5),

@@ -161,7 +161,7 @@ generated_rows = st.lists(
 lanes = iter(range(1, 1_000_000))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=generated_rows)
 def test_any_rows_arrive_unchanged(sink: QuestdbSink, layout: RecordLayout, rows: list[dict[str, Any]]) -> None:
     """Whatever rows our own validation lets through are in the table as they were given (Hypothesis)."""

@@ -154,7 +154,7 @@ def test_52_injection(queries: Queries, insert: Insert, execute: Execute, empty:
     )
     tables = execute("SELECT id, table_name FROM tables() ORDER BY id")
 
-    @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=40)))
     @example("'; DROP TABLE trades; --")
     def attack(text: str) -> None:

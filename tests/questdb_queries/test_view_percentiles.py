@@ -79,7 +79,7 @@ def test_against_exact_percentiles(queries: Queries, insert: Insert) -> None:
     insert("latencies", rows)
     span = 3 * 60 * MINUTE
 
-    @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.integers(min_value=-MINUTE, max_value=span), st.integers(min_value=1, max_value=span + MINUTE))
     def any_span(offset: int, length: int) -> None:
         source = check(queries, rows, BASE + offset, BASE + offset + length)

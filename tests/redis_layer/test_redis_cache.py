@@ -126,7 +126,7 @@ def test_a_text_in_place_of_a_list_is_refused(connection: Connection) -> None:
 
 
 @given(st.decimals(min_value=0, max_value=10**20, allow_nan=False, allow_infinity=False, places=12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_price_text_round_trips_exactly(price: Decimal) -> None:
     """Any price survives its text form digit for digit, and the text has no exponent."""
     text = price_text("SOL", price)

@@ -139,7 +139,7 @@ VALUES = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.dictionaries(st.sampled_from(FIELDS), VALUES), min_size=1, max_size=4))
 def test_both_ways_agree(rows: list[dict[str, str]], tmp_path: Path) -> None:
     """Whatever texts a file has: where all rows are sound both ways give the same slots, and otherwise neither all."""

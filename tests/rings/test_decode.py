@@ -70,7 +70,7 @@ ROWS = st.tuples(
 
 @pytest.mark.parametrize("ring", ["_ring", "_ring_python"])
 @given(batches=st.lists(st.lists(ROWS, max_size=20), max_size=4))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_was_appended_is_read_back(
     ring: str, batches: list[list[tuple[Any, ...]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +140,7 @@ def test_18_a_corrupt_slot_is_set_aside(decoder: Decoder, corruption: dict[str, 
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_both_decoders_judge_garbage_alike(data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots with any bytes changed: both decoders set the same slots aside and read the same values from the rest."""
     decoders = [decoder_of(name, monkeypatch) for name in ("_ring", "_ring_python")]

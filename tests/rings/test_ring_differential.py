@@ -104,7 +104,7 @@ def empty(rings: tuple[RingUnderTest, RingUnderTest]) -> None:
 
 
 @given(name=st.sampled_from(NAMES[:-1]), value=VALUES)
-@settings(max_examples=800, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=800, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_in_any_field(rings: tuple[RingUnderTest, RingUnderTest], name: str, value: Any) -> None:
     """Whatever is passed for a field, both rings store the same or say the same."""
     empty(rings)
@@ -117,7 +117,7 @@ def test_any_value_in_any_field(rings: tuple[RingUnderTest, RingUnderTest], name
 
 
 @given(value=VALUES)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_timestamp(rings: tuple[RingUnderTest, RingUnderTest], value: Any) -> None:
     """Whatever is passed as timestamp, both rings store the same or say the same (None is each one's own clock)."""
     empty(rings)
@@ -132,7 +132,7 @@ def test_any_timestamp(rings: tuple[RingUnderTest, RingUnderTest], value: Any) -
     names=st.lists(st.sampled_from([*NAMES, "price", "Symbol", ""]), unique=True, max_size=12),
     presets=st.lists(st.sampled_from(NAMES[:-1]), unique=True, max_size=9),
 )
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_arguments(
     rings: tuple[RingUnderTest, RingUnderTest], places: int, names: list[str], presets: list[str]
 ) -> None:
@@ -151,7 +151,7 @@ def test_any_arguments(
 
 
 @given(name=st.sampled_from(NAMES[:-1]), value=VALUES)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_preset(rings: tuple[RingUnderTest, RingUnderTest], name: str, value: Any) -> None:
     """A preset is checked when it is bound, in the same words as in an append, and written in the same bytes."""
     empty(rings)
@@ -294,5 +294,5 @@ def test_both_rings_follow_the_model() -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(
-        BothRings, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+        BothRings, settings=settings(max_examples=150, stateful_step_count=40)
     )  # fmt: skip

@@ -206,7 +206,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     operations=OPERATIONS,
     faults=st.dictionaries(st.integers(0, 120), st.sampled_from([errno.EIO, errno.ENOSPC]), max_size=6),
