@@ -84,7 +84,8 @@ def keep_logs_off_stdout() -> None:
     """stamina logs its retries through structlog wherever that is installed, and structlog prints to stdout."""
     if importlib.util.find_spec("structlog") is not None:
         structlog = importlib.import_module("structlog")
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+        # Asked for each line: the stderr of now may be closed by then.
+        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

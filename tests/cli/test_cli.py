@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 
 import pytest
+import structlog
 
 from ringlog import __version__
-from ringlog.cli import COMMANDS, ringlog
+from ringlog.cli import COMMANDS, keep_logs_off_stdout, ringlog
 
 HEAVY = ("numpy", "pandas", "pyarrow", "psycopg", "questdb", "redis", "psutil", "rich", "msgspec", "stamina", "alembic")
 
@@ -63,6 +65,19 @@ def test_wrong_usage_exits_2() -> None:
         assert done.returncode == 2, arguments
         assert "Error:" in done.stderr
         assert done.stdout == ""
+
+
+def test_a_stderr_that_was_closed_takes_no_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A retry is logged on the stderr of then: the one that a command was called with may be closed."""
+    with monkeypatch.context() as patch, io.StringIO() as closed_soon:
+        patch.setattr("sys.stderr", closed_soon)
+        keep_logs_off_stdout()
+    structlog.get_logger().warning("a retry")
+    printed = capsys.readouterr()
+    assert "a retry" in printed.err
+    assert printed.out == ""
 
 
 def test_retries_are_no_facts() -> None:
