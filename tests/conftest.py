@@ -36,7 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("QDB_CLIENT_CONF", None)
     # The first retry would make a logger on whatever stdout is then, also one that a test soon closes.
     keep_logs_off_stdout()
-    hypothesis.settings.register_profile("ringlog", deadline=None)  # timings are no matter of tests
+    # Timings are no matter of tests; and a commit passes the fast tier or does not: new examples are for the slow one.
+    hypothesis.settings.register_profile("ringlog", deadline=None, derandomize=not config.getoption("--slow"))
     hypothesis.settings.load_profile("ringlog")
 
 

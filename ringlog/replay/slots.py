@@ -106,7 +106,7 @@ _NUMBERS: dict[Kind, tuple[Any, tuple[Any, ...]]] = {
 def _stamps(array: Any, now_us: int) -> NDArray[np.int64]:
     if _is_text(array):
         texts = array.cast(pa.string())
-        first = next((text for text in texts[:1].to_pylist() if text), "")
+        first = next(iter(texts.drop_null()[:1].to_pylist()), "")  # a file that has both forms is read row by row
         _demand_decimal(array)
         array = texts.cast(pa.int64() if first.isdecimal() else pa.timestamp("us", tz="UTC"))
     if pa.types.is_null(array.type):
