@@ -154,7 +154,8 @@ class Writer:
         if now >= self._status_at:
             self._status_at = now + STATUS_INTERVAL_SECONDS
             self._see_heads()
-            self._publish_status()
+            if self._is_loaded:  # so its first status says that it is at full work, and of what size it is at rest
+                self._publish_status()
         self._board.beat(time.time_ns() // 1000)
         self._supervisor.alive()
 
