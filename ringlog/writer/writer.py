@@ -75,7 +75,7 @@ class Writer:
         self.statistics = Statistics()
         self._directory = LaneDirectory(self._instance, on_empty=self._close_lane, on_absent=self._lose_lane)
         self._cuts: Part[Cuts | None] = Part(cuts)
-        self._cuts_by = time.monotonic() + CUTS_TIMEOUT_SECONDS
+        self._cuts_by: float | None = None  # from when the sink is there on, which has loaded the same libraries
         self._delivery = Delivery(sink, self.statistics, settings.confirm_timeout_ms / 1000, self._supervisor.alive)
         spool = Spool(settings.spool_path, bytes_max=settings.spool_bytes_max)
         self._ledger = Ledger(spool.directory, spool.reserve, boot_id())
@@ -140,6 +140,7 @@ class Writer:
         gc.collect()
         gc.freeze()  # so that a collection in a tick need not walk it
         watch_memory(self._pressure, self._lane_bytes)
+        self._publish_status()  # not before, so that the first one says what size it is at rest
 
     def _tick(self) -> None:
         self._directory.refresh()
@@ -154,7 +155,7 @@ class Writer:
         if now >= self._status_at:
             self._status_at = now + STATUS_INTERVAL_SECONDS
             self._see_heads()
-            if self._is_loaded:  # so its first status says that it is at full work, and of what size it is at rest
+            if self._is_loaded:
                 self._publish_status()
         self._board.beat(time.time_ns() // 1000)
         self._supervisor.alive()
@@ -201,9 +202,7 @@ class Writer:
         """Takes and sends what every lane holds now; what is published meanwhile is for the next time."""
         cuts = self._known_cuts
         self._is_behind = False
-        is_loading = not self._delivery.is_ready and not self._is_stopped
-        are_cuts_asked_for = cuts is None and time.monotonic() < self._cuts_by  # and answered in milliseconds
-        if (is_loading or are_cuts_asked_for) and not self._is_above_high_water():
+        if not self._may_send(cuts) and not self._is_above_high_water():
             return
         for layout, lanes in self._groups().items():
             if cuts is None or self._refuge.is_away(layout.table) or not self._delivery.is_open(layout.table):
@@ -212,6 +211,14 @@ class Writer:
                 self._send(layout, lanes, cuts.get(layout.table))
         self._replay()
         self._refuge.look(in_lanes=any(reader.unconfirmed for reader in self._directory.lanes.values()))
+
+    def _may_send(self, cuts: Mapping[str, int] | None) -> bool:
+        """Whether all is loaded and the cuts are known, or not to be had; until then records may wait in lanes."""
+        if not self._delivery.is_ready:
+            return False
+        if self._cuts_by is None:
+            self._cuts_by = time.monotonic() + CUTS_TIMEOUT_SECONDS
+        return cuts is not None or time.monotonic() >= self._cuts_by
 
     @property
     def _known_cuts(self) -> Mapping[str, int] | None:

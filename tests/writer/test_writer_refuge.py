@@ -128,6 +128,32 @@ def test_lanes_wait_for_no_library(settings: Settings) -> None:
     assert sink.numbers == list(range(ROWS))
 
 
+class Loading(Future[Sink]):
+    """The future of a sink; it counts how often it is looked at."""
+
+    looked_at = 0
+
+    def done(self) -> bool:
+        self.looked_at += 1
+        return super().done()
+
+
+def test_a_stop_waits_for_what_still_loads(settings: Settings) -> None:
+    """Stopped while its sink is loading, a writer delivers what the lanes hold as soon as it has one."""
+    loading, sink = Loading(), OrderedSink()
+    with Producer([Sample], settings=settings) as producer:
+        with writing(settings, loading) as writer:
+            assert producer.appender(Sample).append(1, text_of(1))
+            writer.stop()
+            before = loading.looked_at
+            try:
+                eventually(lambda: loading.looked_at > before + 10, "the last drain to go round")
+            finally:
+                loading.set_result(sink)  # which a writer that ends waits for
+        assert sink.numbers == [1]
+        assert writer._refuge.spooled_rows == 0
+
+
 def test_a_sink_that_cannot_be_made(settings: Settings) -> None:
     """What its making raises ends the writer with that error; what the lanes hold stays there."""
     loading: Future[Any] = Future()
