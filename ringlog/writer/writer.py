@@ -140,11 +140,12 @@ class Writer:
         gc.collect()
         gc.freeze()  # so that a collection in a tick need not walk it
         watch_memory(self._pressure, self._lane_bytes)
-        self._publish_status()  # not before, so that the first one says what size it is at rest
+        self._status_at = 0.0
 
     def _tick(self) -> None:
         self._directory.refresh()
         self._drain_all()
+        self._board.beat(time.time_ns() // 1000)
         now = time.monotonic()
         if now >= self._adopt_at:
             self._adopt_at = now + ADOPT_INTERVAL_SECONDS
@@ -155,9 +156,8 @@ class Writer:
         if now >= self._status_at:
             self._status_at = now + STATUS_INTERVAL_SECONDS
             self._see_heads()
-            if self._is_loaded:
+            if self._is_loaded:  # so that the first one says what size it is at rest
                 self._publish_status()
-        self._board.beat(time.time_ns() // 1000)
         self._supervisor.alive()
 
     def _publish_status(self) -> None:
