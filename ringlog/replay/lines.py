@@ -32,6 +32,12 @@ class Block(NamedTuple):
     line: int
     offset: int
     data: bytes
+    newlines: int
+
+    def behind(self, head_bytes: int) -> Block:
+        """What is left without its first bytes."""
+        newlines = self.data.count(b"\n", 0, head_bytes)
+        return Block(self.line + newlines, self.offset + head_bytes, self.data[head_bytes:], self.newlines - newlines)
 
 
 class Lines:
@@ -91,14 +97,16 @@ def blocks(stream: Lines, on_broken: OnBroken, *, quoted: bool = False) -> Itera
             is_read = not chunk or stream.broken is not None
         is_whole = is_read and stream.broken is None and not (quoted and quotes_in(rest) % 2)
         end = len(rest) if is_whole else _last_end(rest, quoted)
+        newlines = rest.count(b"\n", 0, end)
         if end:
-            yield Block(line, offset, rest[:end])
+            yield Block(line, offset, rest[:end], newlines)
         elif stream.broken is not None:
             return
         elif rest and (is_read or len(rest) > RECORD_BYTES_MAX):
             end = rest.find(b"\n") + 1 or len(rest)
+            newlines = rest.count(b"\n", 0, end)
             on_broken(line, "got an open quote, wanted its end")
-        line, offset, rest = line + rest.count(b"\n", 0, end), offset + end, rest[end:]
+        line, offset, rest = line + newlines, offset + end, rest[end:]
 
 
 def quotes_in(data: bytes) -> int:

@@ -159,7 +159,7 @@ class LineSource(Source):
                 head = block.data[: place.offset - block.offset]
                 digest.update(head)
                 last = head[-1:]
-                block = Block(block.line + head.count(b"\n"), block.offset + len(head), block.data[len(head) :])
+                block = block.behind(len(head))
             if not block.data:
                 continue
             if not is_proved:
@@ -168,10 +168,10 @@ class LineSource(Source):
                     raise self._changed(place)
                 is_proved = True
             digest.update(block.data)
-            end = Place(block.offset + len(block.data), block.line + block.data.count(b"\n"), digest.hexdigest())
+            end = Place(block.offset + len(block.data), block.line + block.newlines, digest.hexdigest())
             yield block, end
         if not is_begun:
-            self._begin(Block(1, 0, b""), digest)
+            self._begin(Block(1, 0, b"", 0), digest)
         if not is_proved and digest.hexdigest() != place.digest:
             raise self._changed(place)
 
@@ -210,27 +210,29 @@ class CsvSource(LineSource):
             raise FileError(f"{self.path}: got a first line that is no header ({error}), wanted column names") from None
         self._columns = [name.strip() for name in names]
         self._wanted = self._matched(self._columns)
-        return Block(block.line + 1, block.offset + end, block.data[end:])
+        return block.behind(end)
 
     @property
     def has_timestamps(self) -> bool:
         return any(field.name == TIMESTAMP for field in self._wanted.values())
 
     def _part(self, block: Block, after: Place) -> Part:
-        starts = _starts(block.data)
+        newlines = np.flatnonzero(np.frombuffer(block.data, np.uint8) == ord("\n"))
+        starts = _starts(block.data, newlines)
         table, wrong = self._parsed(block.data)
         if table.num_rows + len(wrong) != len(starts):  # quotes inside unquoted fields: line by line then
-            starts = _starts(block.data, quoted=False)
+            starts = _starts(block.data, newlines, quoted=False)
             table, wrong = self._parsed_singly(block.data, starts)
-        lines = block.line + _newlines_before(block.data, starts)
-        numbers = np.delete(lines, [number for number, _ in wrong]) if wrong else lines
-        sound = np.delete(starts, [number for number, _ in wrong]) if wrong else starts
-        ends = dict(zip(starts.tolist(), [*starts[1:].tolist(), len(block.data)], strict=True)) if len(starts) else {}
+        lines = block.line + np.searchsorted(newlines, starts)
+        sound = np.delete(np.arange(len(starts)), [number for number, _ in wrong])
         columns = {field.name: table[column] for column, field in self._wanted.items()}
 
+        def text_at(number: int) -> str:
+            end = starts[number + 1] if number + 1 < len(starts) else len(block.data)
+            return block.data[starts[number] : end].decode("utf-8", "replace").rstrip("\r\n")
+
         def text(i: int) -> str:
-            start = int(sound[i])
-            return block.data[start : ends[start]].decode("utf-8", "replace").rstrip("\r\n")
+            return text_at(int(sound[i]))
 
         @functools.cache
         def cells() -> dict[str, list[Any]]:
@@ -242,12 +244,8 @@ class CsvSource(LineSource):
                 found[name] = of_text(self.layout.name, self._fields[name], values[i])
             return found
 
-        broken = []
-        for number, reason in wrong:
-            start = int(starts[number])
-            line_text = block.data[start : ends[start]].decode("utf-8", "replace").rstrip("\r\n")
-            broken.append((int(lines[number]), reason, line_text))
-        return Part(numbers, columns, row, text, broken, after)
+        broken = [(int(lines[number]), reason, text_at(number)) for number, reason in wrong]
+        return Part(lines[sound], columns, row, text, broken, after)
 
     def _parsed(self, data: bytes) -> tuple[Any, list[tuple[int, str]]]:
         """The rows as binary columns, and for each line that is none its number in the block and the reason."""
@@ -290,23 +288,17 @@ def _arrow_type(field: Field | None) -> Any:
     return pa.dictionary(pa.int32(), pa.binary()) if repeats else pa.binary()
 
 
-def _starts(data: bytes, *, quoted: bool = True) -> NDArray[np.int64]:
+def _starts(data: bytes, newlines: NDArray[np.int64], *, quoted: bool = True) -> NDArray[np.int64]:
     """Where records begin: behind each newline that stands outside quotes. Empty lines are none."""
     characters = np.frombuffer(data, np.uint8)
-    newlines = np.flatnonzero(characters == ord("\n"))
     if quoted and b'"' in data:
         quotes = np.flatnonzero(characters == ord('"'))
         newlines = newlines[np.searchsorted(quotes, newlines) % 2 == 0]
     starts = np.concatenate([[0], newlines + 1]).astype(np.int64)
     starts = starts[starts < len(data)]
-    first, second = characters[starts], np.append(characters, 0)[starts + 1]
+    first, second = characters[starts], characters[np.minimum(starts + 1, len(data) - 1)]
     is_empty = (first == ord("\n")) | ((first == ord("\r")) & (second == ord("\n")))
     return np.asarray(starts[~is_empty], np.int64)
-
-
-def _newlines_before(data: bytes, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
-    return np.asarray(np.searchsorted(newlines, starts), np.int64)
 
 
 class JsonSource(LineSource):
