@@ -13,6 +13,7 @@ import contextlib
 import csv
 import itertools
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -40,6 +41,7 @@ from ringlog.settings import Settings
 
 SAMPLE_SECONDS = 1.0
 POLL_SECONDS = 0.02  # five looks a tick: none is missed
+STALL, STALL_SECONDS_MAX = 0.005, 4.0  # of the run, and at most
 OUT = Path("build/soak")
 
 
@@ -52,6 +54,16 @@ def resident_bytes(pid: int) -> tuple[int, int]:
         kibibytes(status, "RssAnon:", "RssFile:") * 1024,
         kibibytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss_Anon:", "Pss_File:") * 1024,
     )
+
+
+def stall(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Stops the writer for so long, after which its batches are as large as they get, and with them what it allocates.
+
+    Else the first stall of a busy machine, whenever it comes, would look like a leak.
+    """
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGCONT)
 
 
 def kibibytes(path: Path, *names: str) -> int:
@@ -123,6 +135,7 @@ def soak(
         before = rows()
         with producing(settings, directory, load) as producers, (out / "samples.csv").open("w") as file:
             views = lanes(settings, held)
+            stall(process, min(STALL * seconds, STALL_SECONDS_MAX))
             table = csv.writer(file)
             table.writerow(Sample.__struct_fields__)
             for sample in Watch(settings, process.pid, producers, views, directory).samples(seconds, is_stopped):

@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,12 +47,11 @@ def writer(verbose: bool, **flags: Any) -> None:
     settings = _checked(Settings.from_environment(**flags))
     supervisor = Supervisor.from_environment()
     metrics = _metrics(settings)
-    # What needs a server's library loads beside a writer that reads lanes already; one after the other, since modules
-    # that import each other must not be imported by two threads.
-    loading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-load")
-    cuts, sink = loading.submit(_cuts, settings), loading.submit(_sink, settings)
-    loading.shutdown(wait=False)
+    cuts: Future[Cuts | None] = Future()
+    sink: Future[Sink] = Future()
     process = Writer(settings, sink, _mirror(settings), cuts, supervisor)
+    # Only now, or it would take its time from the writer, which has to open its spool first.
+    threading.Thread(target=_load, args=(settings, cuts, sink), name="ringlog-load", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop())
     signal.signal(signal.SIGHUP, lambda *_: process.reload(lambda: _checked(Settings.from_environment(**flags))))
@@ -74,6 +74,15 @@ def _checked(settings: Settings) -> Settings:
         if finding.level == "fail":
             raise ConfigurationError(f"{finding.text}: {finding.fix}")
     return settings
+
+
+def _load(settings: Settings, cuts: Future[Cuts | None], sink: Future[Sink]) -> None:
+    """What needs a server's library, beside a writer that reads lanes already."""
+    for future, make in ((cuts, _cuts), (sink, _sink)):
+        try:
+            future.set_result(make(settings))  # type: ignore[arg-type]
+        except Exception as error:  # noqa: BLE001 (it is raised on the writer's thread, and ends it)
+            future.set_exception(error)
 
 
 def _sink(settings: Settings) -> Sink:

@@ -144,7 +144,7 @@ class Refuge:
         self._answered.discard(table)
 
     def put_away(self, layout: RecordLayout, lanes: Iterable[LaneReader]) -> list[Slots]:
-        """Writes what lanes hold durably into the spool; the runs that are safe now. None while it takes no records.
+        """Writes what lanes hold durably into the spool; the runs that are safe now.
 
         All lanes share a frame while it has room: each costs an fsync.
         """
