@@ -51,7 +51,8 @@ class LazyGroup(click.Group):
     def get_command(self, _: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        keep_logs_off_stdout()  # here, so that --help does not load what it needs
+        if name != "writer":  # which logs to stdout, and must not lose a tenth of a second before it reads lanes
+            keep_logs_off_stdout()  # here, so that --help does not load what it needs
         module, attribute = COMMANDS[name][0].split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
