@@ -85,6 +85,9 @@ class PostgresServer(EmbeddedServer):
             "unix_socket_directories=",
             "-c",
             "jit=off",
+            # In the data directory, not in /dev/shm, where a server that is killed and never started again leaves it.
+            "-c",
+            "dynamic_shared_memory_type=mmap",
         ]
 
     def answers(self) -> bool:
