@@ -33,7 +33,10 @@ def write_svg(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
     rows = -(-len(panels) // columns)
     with mpl.rc_context({**STYLE, "svg.hashsalt": path.stem, "svg.fonttype": "none"}):
         figure = Figure(figsize=(6.4 * columns, 3.4 * rows), layout="constrained")
-        for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
+        places = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axes in places[len(panels) :]:
+            axes.remove()
+        for axes, panel in zip(places, panels, strict=False):
             for line, colour in zip(panel.lines, COLOURS, strict=False):
                 axes.plot(
                     line.x, line.y, color=colour, linewidth=1.2, marker=line.marker, markersize=4, label=line.label
