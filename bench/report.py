@@ -39,8 +39,9 @@ PLOTS = PAGE.parent / "plots"
 
 INTRODUCTION = """# Performance
 
-Written by `./scripts/bench`: don't edit it, run it again. Ratios are medians of five rounds in which the contenders
-take turns, so that whatever else the machine does meets all of them alike; absolute figures are this machine's.
+Written by `./scripts/bench`: don't edit it, run it again. Ratios are medians of three to seven rounds in which the
+contenders take turns, so that whatever else the machine does meets all of them alike; absolute figures are this
+machine's.
 
 "Empty call" is an empty Python function called with the same arguments. Batched timing measures a loop over records
 that differ; the ratio is (append - clock) / (empty call - clock), where the loop itself, which both contain, is not

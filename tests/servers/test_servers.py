@@ -207,3 +207,9 @@ def test_unknown_port_name_is_refused() -> None:
     """A port name that the server does not have is an error that lists those it has."""
     with pytest.raises(ServerError, match=r"Valkey: got ports \['http'\], wanted some of \('redis',\)"):
         ValkeyServer(ports={"http": 1})
+
+
+def test_postgres_keeps_its_shared_memory_in_its_data_directory() -> None:
+    """What a killed server leaves goes with its directory: a segment in /dev/shm would stay until the next boot."""
+    with PostgresServer() as server:
+        assert [*server.data_dir.rglob("pg_dynshmem/mmap.*")]
