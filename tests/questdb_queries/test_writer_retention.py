@@ -37,9 +37,11 @@ class GatedSink(QuestdbSink):
     """A QuestDB sink whose server cannot be reached while `away`."""
 
     away = True
+    refused = 0
 
     def send(self, request: Request) -> Receipt:
         if self.away:
+            self.refused += 1
             raise ServerUnavailable("away")
         return super().send(request)
 
@@ -134,6 +136,8 @@ def test_44_spooled_records_expire_at_replay(
         eventually(lambda: balance(own) == {"spooled": 3}, "the spool")
         executed(own, execute, (now - 30 * DAY) // DAY * DAY)
         eventually(lambda: "latencies" in cuts.by_table, "the writer to know the cut")
+        before = sink.refused  # a request that was under way when the cut became known was made without it
+        eventually(lambda: sink.refused > before, "the next replay")
         sink.away = False
         eventually(lambda: balance(own) == {"confirmed": 1, "expired": 2}, "the ledger")
     assert days(execute, now) == [0]
