@@ -7,7 +7,6 @@ the recording, and starts without the cache where they differ.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import subprocess
@@ -33,6 +32,8 @@ def make_once(cache: Path, jar: Path, command: Sequence[str], record: Callable[[
     `record` runs `command` (Java first) to its end, with the options given too. Where no cache can be made, an empty
     file stands for it, so that it is not tried at each start again.
     """
+    import fcntl  # Windows has none, and gets its message where a server is made
+
     with cache.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if cache.exists() and cache.stat().st_mtime >= jar.stat().st_mtime:
