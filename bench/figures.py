@@ -14,6 +14,14 @@ import numpy as np
 from ringlog.cli import keep_logs_off_stdout
 
 
+class Cell(msgspec.Struct, frozen=True):
+    """Where a figure stands on the page, where it is one of many alike: in a table of its own."""
+
+    table: str
+    row: str
+    column: str
+
+
 class Figure(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One measured value. `at_most` or `at_least` is its bar; a value without a bar is there for comparison."""
 
@@ -22,6 +30,7 @@ class Figure(msgspec.Struct, kw_only=True, omit_defaults=True):
     unit: str = ""
     at_most: float | None = None
     at_least: float | None = None
+    cell: Cell | None = None
 
     @property
     def bar(self) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 
 from bench.append import Lane, called
-from bench.figures import Figure, Result, main, percentiles
+from bench.figures import Cell, Figure, Result, main, percentiles
 from bench.load import beside
 from bench.stack import fresh, server, writer
 from bench.trades import trades
@@ -214,15 +214,17 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
     def nanoseconds(name: str, of: str, at: str) -> float:
         return statistics.median(round_[of][at] for round_ in found[name])
 
+    def figure(name: str, what: str, value: float, unit: str) -> Figure:
+        cell = Cell("Beside what others do", name, f"{what}, {unit}") if name != "idle" else None
+        return Figure(name=f"{name}, {what}", value=value, unit=unit, cell=cell)
+
     figures = []
     for name in found:
         for at, shown in AT.items():
-            if name == "idle":
-                figures.append(Figure(name=f"idle, append {shown}", value=nanoseconds(name, "append", at), unit="ns"))
-            else:
-                figures.append(Figure(name=f"{name}, append {shown}", value=ratio(name, "append", at), unit="x idle"))
+            value = nanoseconds(name, "append", at) if name == "idle" else ratio(name, "append", at)
+            figures.append(figure(name, f"append {shown}", value, "ns" if name == "idle" else "x idle"))
         since_due_us = nanoseconds(name, "since_due", "p999") / 1e3
-        figures.append(Figure(name=f"{name}, event to appended, p99.9", value=since_due_us, unit="us"))
+        figures.append(figure(name, "event to appended, p99.9", since_due_us, "us"))
     figures.append(Figure(name="a new lane not faulted in, append p99", value=touch, unit="x faulted in", at_least=1))
     return Result(
         benchmark="interference",

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -89,13 +90,40 @@ def row(figure: Figure) -> str:
     return f"| {figure.name} | {shown(figure.value)} {figure.unit} | {figure.bar} | {verdict} |".replace("  ", " ")
 
 
+def tables(figures: Sequence[Figure]) -> list[str]:
+    """The tables of figures that are cells; a cell with a bar shows it, in bold where it is not met."""
+    captions = list(dict.fromkeys(figure.cell.table for figure in figures if figure.cell))
+    lines: list[str] = []
+    for caption in captions:
+        cells = {(f.cell.row, f.cell.column): f for f in figures if f.cell and f.cell.table == caption}
+        names, columns = (list(dict.fromkeys(key[at] for key in cells)) for at in (0, 1))
+        lines += [f"### {caption}", "", f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+        for name in names:
+            shown_cells = [content(cells.get((name, column))) for column in columns]
+            lines.append(f"| {name} | {' | '.join(shown_cells)} |")
+        lines.append("")
+    return lines
+
+
+def content(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    text = f"{shown(figure.value)} ({figure.bar})" if figure.bar else shown(figure.value)
+    return f"**{text}, {figure.verdict}**" if figure.verdict == "not met" else text
+
+
 def section(kept: Kept) -> str:
     result = kept.result
     lines = [f"## {result.what}", ""]
     lines += [f"`python -m bench.{result.benchmark}`; {kept.measured}, load average before: {kept.load_before:.1f}", ""]
-    lines += ["| figure | measured | bar | |", "|---|---:|---|---|", *map(row, result.figures), ""]
+    rows = [row(figure) for figure in result.figures if figure.cell is None]
+    lines += ["| figure | measured | bar | |", "|---|---:|---|---|", *rows, ""]
+    lines += tables(result.figures)
     for plot in sorted(PLOTS.glob(f"{result.benchmark}-*.svg")):
         lines += [f"![{result.what}: {plot.stem}](plots/{plot.name})", ""]
+    left_out: dict[str, str] = result.details.get("left_out", {})
+    if left_out:
+        lines += ["Left out here:", "", *(f"- {name}: {reason}" for name, reason in left_out.items()), ""]
     notes = Path("bench/notes") / f"{result.benchmark}.md"
     if notes.exists():
         lines += [notes.read_text().strip(), ""]

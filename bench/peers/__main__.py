@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.figures import Figure, Result, main
+from bench.figures import Cell, Figure, Result, main
 from bench.peers import libraries, rings, servers, stdlib
 from bench.peers.contract import Peer
 from bench.peers.processes import DRAIN_SECONDS, Stage, measured, missing
@@ -106,19 +106,22 @@ def median(found: list[dict[str, Any]], stage: str, *path: str) -> float:
 
 
 def figures_of(name: str, mode: str, found: list[dict[str, Any]], own: list[dict[str, Any]]) -> Iterator[Figure]:
+    as_users = mode == "as its users run it"
+
+    def figure(stage: str, column: str, value: float, unit: str, at_least: float | None = None) -> Figure:
+        cell = Cell(f"{stage.capitalize()}, {mode}", name, f"{column}, {unit}" if column else unit)
+        title = ", ".join(filter(None, (name, mode, stage, column)))
+        return Figure(name=title, value=value, unit=unit, at_least=at_least, cell=cell)
+
     for stage in ("20,000/s", "1,000/s"):
         costs = {at: median(found, stage, "append", at) for at in ("p50", "p99", "p999", "max")}
         for at, value in costs.items():
-            yield Figure(name=f"{name}, {mode}, {stage}, {at.replace('p999', 'p99.9')}", value=value, unit="ns")
+            yield figure(stage, at.replace("p999", "p99.9"), value, "ns")
         if own is not found:
-            times = costs["p50"] / median(own, stage, "append", "p50")
-            bar = TIMES_CHEAPER.get(name) if mode == "as its users run it" else None
-            yield Figure(name=f"{name}, {mode}, {stage}, p50", value=times, unit="x ringlog's", at_least=bar)
-            tail = costs["p99"] / median(own, stage, "append", "p99")
-            own_bar = 1.0 if mode == "as its users run it" else None
-            yield Figure(name=f"{name}, {mode}, {stage}, p99", value=tail, unit="x ringlog's", at_least=own_bar)
-    value = median(found, "full speed", "records_per_second")
-    yield Figure(name=f"{name}, {mode}, full speed", value=value, unit="records/s")
+            for at, bar in (("p50", TIMES_CHEAPER.get(name)), ("p99", 1.0)):
+                times = costs[at] / median(own, stage, "append", at)
+                yield figure(stage, at, times, "x ringlog's", bar if as_users else None)
+    yield figure("full speed", "", median(found, "full speed", "records_per_second"), "records/s")
 
 
 def run(tiny: bool = False, questdb: QuestDBServer | None = None) -> Result:

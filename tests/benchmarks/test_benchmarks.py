@@ -15,7 +15,7 @@ import pytest
 
 from bench.compare import is_compared
 from bench.compare import main as compare
-from bench.figures import Figure, Result
+from bench.figures import Cell, Figure, Result
 from bench.report import MAIN_PATH, Kept, section, sections
 from ringlog.servers import QuestDBServer
 
@@ -73,6 +73,32 @@ def test_a_missed_bar_is_shown_as_missed(bar: dict[str, float], value: float, ve
     assert figure.verdict == verdict
     page = section(Kept(Result(benchmark="b", what="w", figures=[figure]), "machine", "now", 0.0))
     assert ("**not met**" in page) == (verdict == "not met")
+
+
+def test_figures_that_are_many_alike_make_a_table() -> None:
+    """Cells are shown by row and column, a bar beside its value, bold where it is missed; other figures as before."""
+
+    def cell(row: str, column: str, value: float, at_least: float | None = None) -> Figure:
+        name = f"{row} {column}"
+        return Figure(name=name, value=value, unit="x", at_least=at_least, cell=Cell("By peer", row, column))
+
+    figures = [
+        Figure(name="alone", value=3, unit="ns"),
+        cell("Queue", "p50", 7.5, at_least=10),
+        cell("Queue", "p99", 12, at_least=1),
+        cell("Pipe", "p99", 30),
+    ]
+    result = Result(benchmark="b", what="w", figures=figures, details={"left_out": {"fifo": "no module"}})
+    lines = section(Kept(result, "machine", "now", 0.0)).splitlines()
+    at = lines.index("### By peer")
+    assert "| alone | 3 ns | | |" in lines[:at]
+    assert lines[at + 2 : at + 6] == [
+        "| | p50 | p99 |",
+        "|---|---:|---:|",
+        "| Queue | **7.5 (at least 10), not met** | 12 (at least 1) |",
+        "| Pipe |  | 30 |",
+    ]
+    assert "- fifo: no module" in lines
 
 
 def kept(result: Result, path: Path) -> Path:
