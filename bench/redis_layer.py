@@ -2,15 +2,13 @@
 
     python -m bench.redis_layer [--tiny] [--json]
 
-Every bar is a ratio or a figure of the same run; ratios are of medians over interleaved rounds.
+Ratios are of medians over interleaved rounds.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
-import json
 import multiprocessing
 import statistics
 import threading
@@ -23,8 +21,8 @@ import numpy as np
 import redis
 import redis.asyncio
 
+from bench.figures import Figure, Result, main, percentiles
 from ringlog.arrays import rows_of
-from ringlog.cli import keep_logs_off_stdout
 from ringlog.decode import Decoder, Slots
 from ringlog.errors import RinglogError
 from ringlog.records import Trade, layout_of
@@ -50,6 +48,7 @@ READ_RATIO_MAX = 1.3
 STREAM_ENTRIES_MAX = 10_000
 TICK_DEVIATION_P99_MS_MAX = 10.0
 RESTART_SECONDS_MAX = 5.0
+OFFER_P90_US_MAX = 1_000  # a hundredth of a drain interval
 
 
 def settings_of(server: ValkeyServer, **changes: Any) -> Settings:
@@ -76,7 +75,10 @@ def rounds_us(calls: dict[str, Callable[[], Any]], rounds: int, repeats: int) ->
     return figures
 
 
-def reads(server: ValkeyServer, rounds: int, repeats: int) -> dict[str, Any]:
+Found = tuple[list[Figure], dict[str, Any]]  # figures, and the values behind them
+
+
+def reads(server: ValkeyServer, rounds: int, repeats: int) -> Found:
     """A price read (fresh, with its age) against a bare redis-py GET; 100 prices against 100 GETs."""
     symbols = [f"T{number}" for number in range(100)]
     with Connection(settings_of(server)) as connection, bare(server) as client:
@@ -103,26 +105,29 @@ def reads(server: ValkeyServer, rounds: int, repeats: int) -> dict[str, Any]:
     assert all(cached.is_fresh and cached.value == Decimal("152.310000001") for cached in found.values())
     medians = {name: statistics.median(values) for name, values in (figures | many).items()}
     sent = {name: _calls(after, name) - _calls(before, name) for name in ("cmdstat_get", "cmdstat_mget")}
-    mean_ms = statistics.fmean(figures["cache_price"]) / 1e3
-    ratio = medians["cache_price"] / medians["bare_get"]
-    return {
-        "median_us": medians,
-        "mean_ms": mean_ms,
-        "ratio": ratio,
-        "commands_for_100_prices": sum(sent.values()),
-        "bars": {
-            f"mean below {READ_MEAN_MS_MAX} ms": mean_ms < READ_MEAN_MS_MAX,
-            f"at most {READ_RATIO_MAX} x a bare GET": ratio <= READ_RATIO_MAX,
-            "100 prices in one round trip": sum(sent.values()) == 1,
-        },
-    }
+    found_figures = [
+        Figure(
+            name="a price read, mean",
+            value=statistics.fmean(figures["cache_price"]) / 1e3,
+            unit="ms",
+            at_most=READ_MEAN_MS_MAX,
+        ),
+        Figure(
+            name="a price read, threads",
+            value=medians["cache_price"] / medians["bare_get"],
+            unit="x a bare GET",
+            at_most=READ_RATIO_MAX,
+        ),
+        Figure(name="round trips for 100 prices", value=sum(sent.values()), at_least=1, at_most=1),
+    ]
+    return found_figures, {"median_us": medians}
 
 
 def _calls(info: Any, name: str) -> int:
     return int(info.get(name, {"calls": 0})["calls"])
 
 
-async def async_reads(server: ValkeyServer, rounds: int, repeats: int) -> dict[str, Any]:
+async def async_reads(server: ValkeyServer, rounds: int, repeats: int) -> Found:
     """The same with asyncio, against redis.asyncio."""
     client = redis.asyncio.Redis(port=server.ports["redis"], password=server.password)
     async with AsyncConnection(settings_of(server)) as connection, client:
@@ -139,14 +144,11 @@ async def async_reads(server: ValkeyServer, rounds: int, repeats: int) -> dict[s
                     figures[name].append((time.perf_counter() - started) / repeats * 1e6)
     medians = {name: statistics.median(values) for name, values in figures.items()}
     ratio = medians["cache_price"] / medians["bare_get"]
-    return {
-        "median_us": medians,
-        "ratio": ratio,
-        "bars": {f"at most {READ_RATIO_MAX} x a bare GET": ratio <= READ_RATIO_MAX},
-    }
+    figure = Figure(name="a price read, asyncio", value=ratio, unit="x a bare GET", at_most=READ_RATIO_MAX)
+    return [figure], {"median_us": medians}
 
 
-def burst(server: ValkeyServer, events: int) -> dict[str, Any]:
+def burst(server: ValkeyServer, events: int) -> Found:
     """`events` into one stream as fast as one producer can, its length watched all the while."""
     lengths: list[int] = []
     done = threading.Event()
@@ -166,13 +168,11 @@ def burst(server: ValkeyServer, events: int) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         done.set()
         watcher.join()
-    return {
-        "events": events,
-        "events_per_second": events / seconds,
-        "length_samples": len(lengths),
-        "length_max": max(lengths),
-        "bars": {f"never above {STREAM_ENTRIES_MAX}": 0 < max(lengths) <= STREAM_ENTRIES_MAX},
-    }
+    figures = [
+        Figure(name="burst published", value=events / seconds, unit="events/s"),
+        Figure(name="longest stream meanwhile", value=max(lengths), unit="entries", at_most=STREAM_ENTRIES_MAX),
+    ]
+    return figures, {"events": events, "length_samples": len(lengths)}
 
 
 def _spin(until_s: float) -> None:
@@ -192,7 +192,7 @@ def _subscribe(port: int, password: str, until_s: float, arrivals: Any) -> None:
     arrivals.send(([(after - before) * 1e3 for before, after in itertools.pairwise(times)], subscriber.missed))
 
 
-def ticks(server: ValkeyServer, seconds: float, spinning: int) -> dict[str, Any]:
+def ticks(server: ValkeyServer, seconds: float, spinning: int) -> Found:
     """The publisher's beat with 100 keys changing 2,000 times a second, and `spinning` processes using up the CPUs."""
     context = multiprocessing.get_context("spawn")
     until_s = time.monotonic() + seconds + 2.0
@@ -215,24 +215,21 @@ def ticks(server: ValkeyServer, seconds: float, spinning: int) -> dict[str, Any]
     intervals, missed = receive.recv()
     for process in load:
         process.join()
-    arrival = sorted(abs(interval - 100) for interval in intervals)
-    deviation = stats.deviation_p99_ms or float("inf")
-    return {
-        "processes_spinning": spinning,
-        "realtime": stats.realtime,
-        "ticks": stats.ticks,
-        "ticks_missed": stats.ticks_missed,
-        "interval_p50_ms": stats.interval_p50_ms,
-        "interval_p99_ms": stats.interval_p99_ms,
-        "deviation_p99_ms": stats.deviation_p99_ms,
-        "deviation_max_ms": stats.deviation_max_ms,
-        "frames_missed": missed,
-        "arrival_deviation_p99_ms": arrival[int(0.99 * (len(arrival) - 1))] if arrival else None,
-        "bars": {f"tick p99 within {TICK_DEVIATION_P99_MS_MAX} ms of 100 ms": deviation <= TICK_DEVIATION_P99_MS_MAX},
-    }
+    arrival = [abs(interval - 100) for interval in intervals]
+    if stats.deviation_p99_ms is None:
+        raise RuntimeError(f"got {stats.ticks} ticks, wanted two or more")
+    name = f"tick, {spinning} processes using up the CPUs, p99 of the distance from 100 ms"
+    figures = [
+        Figure(name=name, value=stats.deviation_p99_ms, unit="ms", at_most=TICK_DEVIATION_P99_MS_MAX),
+        Figure(name="ticks missed", value=stats.ticks_missed),
+    ]
+    if arrival:
+        p99 = percentiles(arrival)["p99"]
+        figures.append(Figure(name="the same of arrivals at a subscriber, p99", value=p99, unit="ms"))
+    return figures, {"realtime": stats.realtime, "ticks": stats.ticks, "frames_missed": missed}
 
 
-def restart(server: ValkeyServer, threads: int) -> dict[str, Any]:
+def restart(server: ValkeyServer, threads: int) -> Found:
     """Readers and writers at work while the server is killed and started again."""
     stop, errors, served = threading.Event(), [], [0] * threads
     with Connection(settings_of(server)) as connection:
@@ -262,17 +259,11 @@ def restart(server: ValkeyServer, threads: int) -> dict[str, Any]:
         stop.set()
         for worker in workers:
             worker.join()
-    return {
-        "threads": threads,
-        "errors": errors[:5],
-        "server_down_seconds": up_s - killed_s,
-        "full_service_after_server_up_seconds": back_s - up_s,
-        "full_service_after_kill_seconds": back_s - killed_s,
-        "bars": {
-            "no error": not errors,
-            f"full service within {RESTART_SECONDS_MAX:.0f} s": back_s - killed_s <= RESTART_SECONDS_MAX,
-        },
-    }
+    figures = [
+        Figure(name="errors while the server was killed and started", value=len(errors), at_most=0),
+        Figure(name="full service after the kill", value=back_s - killed_s, unit="s", at_most=RESTART_SECONDS_MAX),
+    ]
+    return figures, {"threads": threads, "errors": errors[:5], "server_down_seconds": up_s - killed_s}
 
 
 def _until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -297,7 +288,7 @@ def trade_slots(rows: int) -> Slots:
     return Slots(7, 0, rows, array.view(np.uint8))
 
 
-def drains(server: ValkeyServer, batches: int, rows: int) -> dict[str, Any]:
+def drains(server: ValkeyServer, batches: int, rows: int) -> Found:
     """Decoding `rows` trades every 100 ms, as the writer does, without a sink, with one, and with Redis stopped."""
     layout, decoder, slots = layout_of(Trade), Decoder(layout_of(Trade)), trade_slots(rows)
     figures: dict[str, Any] = {}
@@ -334,15 +325,19 @@ def drains(server: ValkeyServer, batches: int, rows: int) -> dict[str, Any]:
             "published": stats.published,
             "dropped": stats.dropped,
         }
-    offers = max(figures[case]["offer_p90_us"] for case in ("with_sink", "redis_stopped"))
-    return {
-        "rows_a_batch": rows,
-        **figures,
-        "bars": {"9 of 10 offers take below 1 % of a drain interval, Redis stopped or not": offers < 1_000},
-    }
+    offers = [
+        Figure(
+            name=f"offer of {rows:,} trades to the sink, {case.replace('_', ' ')}, p90",
+            value=figures[case]["offer_p90_us"],
+            unit="us",
+            at_most=OFFER_P90_US_MAX,
+        )
+        for case in ("with_sink", "redis_stopped")
+    ]
+    return offers, figures
 
 
-def publish_rate(server: ValkeyServer, batches: int, rows: int) -> dict[str, Any]:
+def publish_rate(server: ValkeyServer, batches: int, rows: int) -> Found:
     """Rows a second the sink publishes when it is offered as much as it can take."""
     layout, decoder, slots = layout_of(Trade), Decoder(layout_of(Trade)), trade_slots(rows)
     with Connection(settings_of(server, redis_retry_timeout_ms=0)) as connection:
@@ -357,38 +352,27 @@ def publish_rate(server: ValkeyServer, batches: int, rows: int) -> dict[str, Any
         seconds = time.perf_counter() - started
         sink.close()
     assert sink.stats().published == batches * rows
-    return {"rows_per_second": batches * rows / seconds, "bars": {}}
+    return [Figure(name="trades published by the sink", value=batches * rows / seconds, unit="trades/s")], {}
 
 
-def run(tiny: bool) -> dict[str, Any]:
+def run(tiny: bool = False) -> Result:
     with ValkeyServer() as server:
-        cases = {
-            "reads": lambda: reads(server, 2 if tiny else 30, 20 if tiny else 500),
-            "async_reads": lambda: asyncio.run(async_reads(server, 2 if tiny else 20, 20 if tiny else 500)),
-            "burst": lambda: burst(server, 12_000 if tiny else 100_000),
-            "ticks": lambda: ticks(server, 1.0 if tiny else 20.0, 1 if tiny else 4),
-            "restart": lambda: restart(server, 2 if tiny else 8),
-            "drains": lambda: drains(server, 3 if tiny else 50, 100 if tiny else 1_000),
-            "publish_rate": lambda: publish_rate(server, 2 if tiny else 20, 500),
+        found = {
+            "reads": reads(server, 2 if tiny else 30, 20 if tiny else 500),
+            "async_reads": asyncio.run(async_reads(server, 2 if tiny else 20, 20 if tiny else 500)),
+            "burst": burst(server, 12_000 if tiny else 100_000),
+            "ticks": ticks(server, 1.0 if tiny else 20.0, 1 if tiny else 4),
+            "restart": restart(server, 2 if tiny else 8),
+            "drains": drains(server, 3 if tiny else 50, 100 if tiny else 1_000),
+            "publish_rate": publish_rate(server, 2 if tiny else 20, 500),
         }
-        return {name: case() for name, case in cases.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="a few rounds, to see that it runs: no figure means much")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    keep_logs_off_stdout()
-    results = run(options.tiny)
-    if options.json:
-        print(json.dumps(results, indent=2))
-        return
-    for name, result in results.items():
-        for bar, met in result.pop("bars").items():
-            print(f"{'met ' if met else 'MISS'} {name}: {bar}")
-        print(f"     {json.dumps(result)}")
+    return Result(
+        benchmark="redis_layer",
+        what="Redis: prices, streams, the 10 Hz beat and the writer's sink",
+        figures=[figure for figures, _ in found.values() for figure in figures],
+        details={case: details for case, (_, details) in found.items()},
+    )
 
 
 if __name__ == "__main__":
-    main()
+    main(run)

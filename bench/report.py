@@ -33,7 +33,8 @@ MAIN_PATH = (
     "restart",
     "outage",
 )
-OTHERS = ("peers", "growth", "interference", "soak")  # longer, by name only
+DATA_LAYER = ("queries", "query_pool", "postgres", "redis_layer")
+OTHERS = (*DATA_LAYER, "peers", "growth", "interference", "soak")  # by name only: other servers, or longer
 RESULTS = Path("build/bench")
 PAGE = Path("docs/performance.md")
 PLOTS = PAGE.parent / "plots"
