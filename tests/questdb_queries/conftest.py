@@ -17,6 +17,9 @@ from ringlog.questdb.rollups import ROLLUPS
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
+# How long an invalid view is left to a request to fill it, which may be under way, before it is made again.
+ASK_AGAIN_S = 1.0
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[QuestDBServer]:
@@ -46,7 +49,8 @@ def own_server(mortal_server: QuestDBServer) -> Iterator[QuestDBServer]:
 
 @pytest.fixture
 def settings(server: QuestDBServer) -> Settings:
-    return Settings(**server.settings(), request_timeout_ms=10_000)
+    """What a query has not got in its time it leaves out: a machine that is busy needs more than an executor gives."""
+    return Settings(**server.settings(), request_timeout_ms=10_000, query_timeout_ms=30_000)
 
 
 @pytest.fixture
@@ -78,12 +82,37 @@ def insert(execute: Execute) -> Insert:
     return put
 
 
-def is_valid(execute: Execute, view: str) -> bool:
-    """Whether a view is valid; one that the server made invalid meanwhile is filled again."""
+def is_invalid(execute: Execute, view: str) -> bool:
     ((state,),) = execute("SELECT view_status FROM materialized_views() WHERE view_name = %s", (view,))
-    if state == "invalid":
+    return bool(state == "invalid")
+
+
+def fill(execute: Execute, view: str) -> None:
+    """Has the server fill a view anew, and returns once it did and that is applied.
+
+    That a view is valid says nothing before the request was taken up, which the view's own transactions tell. Each
+    request makes the view over this one invalid: none is made again while one may be under way.
+    """
+
+    def transaction() -> int:
+        ((number,),) = execute("SELECT sequencerTxn FROM wal_tables() WHERE name = %s", (view,))
+        return int(number)
+
+    def ask() -> float:
         execute(f"REFRESH MATERIALIZED VIEW {view} FULL")
-    return bool(state == "valid")
+        return time.monotonic()
+
+    before, asked = transaction(), ask()
+
+    def is_filled() -> bool:
+        nonlocal asked
+        began, invalid = transaction() > before, is_invalid(execute, view)
+        if invalid and time.monotonic() - asked > ASK_AGAIN_S:
+            asked = ask()
+        return began and not invalid
+
+    wait_until(is_filled, f"{view} to be filled anew")
+    wait_applied(execute, view, views=False)
 
 
 def holds_rows(execute: Execute, table: str) -> bool:
@@ -103,12 +132,17 @@ def empty(execute: Execute) -> None:
     # The server notices a truncated base on its own time, and then, filling one view, that of the view over it: a
     # refresh that is asked for after the truncation was applied comes after that.
     for rollup in ROLLUPS:
-        if rollup.table in emptied or not is_valid(execute, rollup.view) or holds_rows(execute, rollup.view):
-            execute(f"REFRESH MATERIALIZED VIEW {rollup.view} FULL")
-            wait_until(lambda rollup=rollup: is_valid(execute, rollup.view), "the view to be filled anew")
-            wait_applied(execute, rollup.view, views=False)
+        if rollup.table in emptied or is_invalid(execute, rollup.view) or holds_rows(execute, rollup.view):
+            fill(execute, rollup.view)
             emptied.add(rollup.view)
-    wait_until(lambda: all([is_valid(execute, rollup.view) for rollup in ROLLUPS]), "valid views")
+
+    def are_valid() -> bool:
+        invalid = [rollup.view for rollup in ROLLUPS if is_invalid(execute, rollup.view)]
+        for view in invalid:
+            fill(execute, view)
+        return not invalid
+
+    wait_until(are_valid, "valid views")
     for table in TABLES:
         wait_applied(execute, table)
 

@@ -29,7 +29,8 @@ def wait_applied(execute: Execute, table: str, *, views: bool = True) -> None:
         stale += "AND (refresh_base_table_txn < base_table_txn OR view_status = 'refreshing')"
         return not execute(stale)[0][0] and not execute(behind)[0][0]
 
-    wait_until(done, f"{table} to be applied")
+    # Twice: only once a view's rows are applied has the view over it anything to take in.
+    wait_until(lambda: done() and done(), f"{table} to be applied")
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = APPLIED_TIMEOUT_S) -> None:

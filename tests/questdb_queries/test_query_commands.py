@@ -32,6 +32,8 @@ def environment(settings: Settings, tmp_path: Path) -> dict[str, str]:
         "RINGLOG_QUESTDB_PG_PORT": str(settings.questdb_pg_port),
         "RINGLOG_QUESTDB_USER": settings.questdb_user,
         "RINGLOG_QUESTDB_PASSWORD": settings.questdb_password.reveal(),
+        "RINGLOG_REQUEST_TIMEOUT_MS": str(settings.request_timeout_ms),
+        "RINGLOG_QUERY_TIMEOUT_MS": str(settings.query_timeout_ms),
     }
 
 

@@ -18,17 +18,20 @@ from ringlog.settings import Secret, Settings
 
 # Until recovery; how long it really takes is measured by bench/query_pool.py.
 RECOVERY_S = 30.0
+# What a call has on a machine that is busy; where it must end sooner, that is told apart from this.
+PATIENT_MS = 30_000
 
 
 def test_server_down() -> None:
     """With no server at all, a call raises ServerUnavailable within its time and says where it tried."""
     with bound_socket(0) as held:  # bound, never listening: connections are refused
         port = held.getsockname()[1]
-        with Queries(Settings(questdb_pg_port=port)) as queries:
+        with Queries(Settings(questdb_pg_port=port, query_timeout_ms=PATIENT_MS)) as queries:
+            wait_until(lambda: queries._health.error, "the first attempt of the pool, which says why")
             began = time.monotonic()
             with pytest.raises(ServerUnavailable, match=f"127.0.0.1:{port}.*refused"):
                 queries.get_trades(timeout_ms=500)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20  # of the 30 that a call has without `timeout_ms`
             with pytest.raises(ServerUnavailable):
                 queries.execute_query("SELECT 1", timeout_ms=200)
 
@@ -37,13 +40,13 @@ def test_wrong_password(server: QuestDBServer) -> None:
     """A wrong password is ServerRefused, at once and without the password in the message."""
     settings = Settings(**{**server.settings(), "questdb_password": Secret("canary-hunter2")})
     with Queries(settings) as queries, pytest.raises(ServerRefused) as caught:
-        queries.get_trades(timeout_ms=4_000)
+        queries.get_trades(timeout_ms=PATIENT_MS)
     assert "canary" not in str(caught.value)
 
 
 async def test_hanging_server(own_server: QuestDBServer) -> None:
     """A stopped server (SIGSTOP) costs a call its time and no more, sync and async; the pools recover by themselves."""
-    settings = Settings(**own_server.settings())
+    settings = Settings(**own_server.settings(), query_timeout_ms=PATIENT_MS)
     with Queries(settings) as queries:
         async with AsyncQueries(settings) as async_queries:
             queries.get_trades()
@@ -55,7 +58,7 @@ async def test_hanging_server(own_server: QuestDBServer) -> None:
                     await asyncio.to_thread(queries.execute_query, "SELECT 1", timeout_ms=300)
                 with pytest.raises(RinglogError):
                     await async_queries.execute_query("SELECT 1", timeout_ms=300)
-                assert time.monotonic() - began < 5
+                assert time.monotonic() - began < 20
             finally:
                 own_server.continue_signal()
             assert queries.execute_query("SELECT 1 x", timeout_ms=RECOVERY_S * 1_000).rows()[0].x == 1
@@ -98,7 +101,7 @@ def test_restart_under_load(own_server: QuestDBServer) -> None:
 
 def test_restart_between_calls(own_server: QuestDBServer) -> None:
     """A caller whose pooled connections all died notices nothing: the call is made again on a new one."""
-    with Queries(Settings(**own_server.settings())) as queries:
+    with Queries(Settings(**own_server.settings(), query_timeout_ms=PATIENT_MS)) as queries:
         for _ in range(3):
             queries.get_trades()
         own_server.kill()

@@ -26,6 +26,7 @@ def test_examples(settings: Settings, empty: None, tmp_path: Path) -> None:
         "RINGLOG_QUESTDB_PG_PORT": str(settings.questdb_pg_port),
         "RINGLOG_QUESTDB_USER": settings.questdb_user,
         "RINGLOG_QUESTDB_PASSWORD": settings.questdb_password.reveal(),
+        "RINGLOG_QUERY_TIMEOUT_MS": str(settings.query_timeout_ms),
     }
     command = [sys.executable, "-W", "error", "-c", "\n".join(blocks)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
