@@ -11,6 +11,8 @@ from ringlog.records import PLATFORM_RECORDS, layout_of
 LAYOUTS = [layout_of(record_type) for record_type in PLATFORM_RECORDS]
 TABLES = {layout.table: [field.name for field in layout.fields if field.name != "timestamp"] for layout in LAYOUTS}
 APPLIED_TIMEOUT_S = 20.0
+DAY_US = 86_400_000_000
+MIDNIGHT_US = 30_000_000  # more than such a test takes
 
 Execute = Callable[..., list[Any]]
 Insert = Callable[..., None]
@@ -31,6 +33,18 @@ def wait_applied(execute: Execute, table: str, *, views: bool = True) -> None:
 
     # Twice: only once a view's rows are applied has the view over it anything to take in.
     wait_until(lambda: done() and done(), f"{table} to be applied")
+
+
+def now_before_midnight(execute: Execute) -> int:
+    """The server's now in microseconds, with time left on its day (UTC) for a test that counts days from it."""
+
+    def left() -> bool:
+        found.append(execute("SELECT now()::long")[0][0])
+        return found[-1] % DAY_US < DAY_US - MIDNIGHT_US
+
+    found: list[int] = []
+    wait_until(left, "the next day", 2 * MIDNIGHT_US / 1e6)
+    return found[-1]
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = APPLIED_TIMEOUT_S) -> None:

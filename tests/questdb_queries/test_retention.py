@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from platform_rows import TABLES, Execute, Insert, trade, wait_applied, wait_until
+from platform_rows import TABLES, Execute, Insert, now_before_midnight, trade, wait_applied, wait_until
 
 from ringlog.errors import ConfigurationError, RetentionRunning
 from ringlog.questdb import audit, retention_window
@@ -25,8 +25,8 @@ VIEW_STATUS = "SELECT DISTINCT view_status FROM materialized_views()"
 
 @pytest.fixture
 def now(execute: Execute) -> int:
-    microseconds: int = execute("SELECT now()::long")[0][0]
-    return microseconds
+    """The server's clock, on a day that does not end while the test counts days from it."""
+    return now_before_midnight(execute)
 
 
 @pytest.fixture
@@ -54,6 +54,18 @@ def days_left(execute: Execute, table: str, now: int) -> list[int]:
     """How many days ago each stored day is."""
     rows = execute(f"SELECT DISTINCT timestamp_floor('d', timestamp)::long d FROM {table} ORDER BY d")
     return [now // DAY - day // DAY for (day,) in rows]
+
+
+def view_states(execute: Execute) -> list[tuple[str]]:
+    """The states that views have, once none of them is just taking in what was written last."""
+    found: list[tuple[str]] = []
+
+    def at_rest() -> bool:
+        found[:] = execute(VIEW_STATUS)
+        return ("refreshing",) not in found
+
+    wait_until(at_rest, "the views to be at rest")
+    return found
 
 
 def outcomes(report: Report) -> dict[str, str]:
@@ -85,7 +97,7 @@ def test_cuts_every_table(retention: Retention, execute: Execute, insert: Insert
     assert set(outcomes(report)) >= {*TABLES, "latency_minutes", "latency_hours", "mev_minutes", "performance_minutes"}
     for name in ("trades", "latencies", "latency_minutes", "latency_hours"):
         assert days_left(execute, name, now) == sorted(kept, reverse=True)
-    assert execute(VIEW_STATUS) == [("valid",)]
+    assert view_states(execute) == [("valid",)]
     assert report.disk_free_bytes_before
     assert report.disk_free_bytes_after
     wait_applied(execute, "retention_audit")
@@ -129,10 +141,12 @@ def test_45_future_rows_cost_nothing(retention: Retention, execute: Execute, ins
     """Rows far in the future, in a table with views and in one without, move no cut."""
     for table, row in (("latencies", latency), ("trades", trade)):
         insert(table, [row(now + 90 * DAY), row(now), row(now - 29 * DAY), row(now - 31 * DAY)])
+    for view in ("latency_minutes", "latency_hours"):
+        wait_until(lambda view=view: days_left(execute, view, now) == [31, 29, 0, -90], "the view to hold every day")
     assert set(outcomes(retention.run()).values()) == {"executed"}
     for table in ("latencies", "trades", "latency_minutes", "latency_hours"):
         assert days_left(execute, table, now) == [29, 0, -90]
-    assert execute(VIEW_STATUS) == [("valid",)]
+    assert view_states(execute) == [("valid",)]
 
 
 def test_45_clocks_that_differ(
@@ -183,12 +197,12 @@ def test_idle_tables(retention: Retention, execute: Execute, insert: Insert, now
     assert days_left(execute, "trades", now) == []
     assert report["trades"].rows == 1
     assert "newer row" in report["latencies"].reason
-    assert execute(VIEW_STATUS) == [("valid",)]
+    assert view_states(execute) == [("valid",)]
     insert("latencies", [latency(now)])
     wait_applied(execute, "retention_audit")
     retention.run()
     assert days_left(execute, "latencies", now) == [0]
-    assert execute(VIEW_STATUS) == [("valid",)]
+    assert view_states(execute) == [("valid",)]
 
 
 def test_one_failure_stops_no_other(retention: Retention, execute: Execute, insert: Insert, now: int) -> None:
@@ -235,6 +249,7 @@ def test_interrupted_run(
         "RINGLOG_QUESTDB_PG_PORT": str(settings.questdb_pg_port),
         "RINGLOG_QUESTDB_USER": settings.questdb_user,
         "RINGLOG_QUESTDB_PASSWORD": settings.questdb_password.reveal(),
+        "RINGLOG_REQUEST_TIMEOUT_MS": str(settings.request_timeout_ms),
     }
     killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=60)
     assert killed.returncode == -signal.SIGKILL

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from lane_samples import eventually
-from platform_rows import Execute, Insert, wait_applied
+from platform_rows import Execute, Insert, now_before_midnight, wait_applied
 from writer_thread import writing
 
 from ringlog import Producer
@@ -48,8 +48,8 @@ class GatedSink(QuestdbSink):
 
 @pytest.fixture
 def now(execute: Execute) -> int:
-    microseconds: int = execute("SELECT now()::long")[0][0]
-    return microseconds
+    """The server's clock, on a day that does not end while the test counts days from it."""
+    return now_before_midnight(execute)
 
 
 @pytest.fixture
@@ -95,11 +95,13 @@ def test_44_the_writer_runs_retention_and_late_records_expire(
     for ago in (0, 31):
         insert("latencies", [{"timestamp": now - ago * DAY, "service": "s", "operation": "o", "latency_us": 1.0}])
     inside = msgspec.structs.replace(own, retention_hour=now // HOUR % 24)
-    with writing(inside, QuestdbSink(inside), cuts=_cuts(inside)):
+    cuts: Any = _cuts(inside)
+    with writing(inside, QuestdbSink(inside), cuts=cuts):
         eventually(lambda: audit_outcomes(execute).get("latencies") == "executed", "the run")
         assert days(execute, now) == [0]
         append(inside, [now - 31 * DAY, now, now - 31 * DAY + 1, now - 31 * DAY + 2, now - 29 * DAY, now - 40 * DAY])
         eventually(lambda: balance(inside) == {"confirmed": 2, "expired": 4}, "the ledger")
+    cuts._thread.join()  # what it still audits must not come into the next test
     assert days(execute, now) == [0, 29]
     # The same records without the cuts: what the test looks for does come back.
     with writing(inside, QuestdbSink(inside)):
@@ -192,11 +194,11 @@ def test_nobody_waits_for_retention(own: Settings, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(RetentionThread, "_step", hang)
     cuts = RetentionThread(own).start()
+    eventually(hanging.is_set, "the thread to hang")
     sink = MemorySink()
     with writing(own, sink, cuts=cuts) as writer:
         append(own, [1_767_225_600_000_000])
         eventually(lambda: writer._refuge.spooled_rows == 1, "the spool")
-    assert hanging.is_set()
     assert cuts._thread.is_alive()
     assert sink.rows(LatencySample) == []
     end.set()
@@ -240,6 +242,7 @@ def test_a_run_that_could_not_be_asked_for_is_asked_for_again(
     thread = RetentionThread(msgspec.structs.replace(own, retention_hour=now // HOUR % 24)).start()
     eventually(lambda: audit_outcomes(execute).get("latencies") == "executed", "the run")
     thread.close()
+    thread._thread.join()  # tables after this one are still audited: that must not come into the next test
 
 
 def test_no_retention_on_old_recordings(own: Settings, execute: Execute, now: int) -> None:
