@@ -145,9 +145,8 @@ def test_view_that_is_emptied_while_it_is_read(insert: Insert, execute: Execute,
                 step = plan.send(found)
         except StopIteration as stop:
             result = stop.value
-        assert hit
         assert sum(row.samples for row in result) == len(rows)
-        if emptied:
+        if emptied:  # else it was read before or after that, or was not used: it was behind its table again
             return
     pytest.fail("the view was never seen emptied: the test proves nothing")
 
@@ -157,12 +156,14 @@ def is_emptied(execute: Execute, view: str) -> bool:
 
 
 def is_settled(execute: Execute) -> bool:
-    """Whether every view is valid and has taken in everything; one over a view that was filled anew is made valid."""
+    """Whether every view is valid and has all its rows applied; one over a view that was filled anew is made valid."""
     states = execute("SELECT view_name, view_status, refresh_base_table_txn, base_table_txn FROM materialized_views()")
     for view, state, _, _ in states:
         if state == "invalid":
             execute(f"REFRESH MATERIALIZED VIEW {view} FULL")
-    return all(state == "valid" and seen >= base for _, state, seen, base in states)
+    if not all(state == "valid" and seen >= base for _, state, seen, base in states):
+        return False
+    return execute("SELECT count() FROM wal_tables() WHERE writerTxn < sequencerTxn") == [(0,)]
 
 
 @pytest.mark.usefixtures("empty", "restored_view")
