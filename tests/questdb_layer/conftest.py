@@ -16,6 +16,12 @@ from ringlog.settings import Settings
 PATIENT_MS = 15_000
 
 
+@pytest.fixture(autouse=True)
+def patient_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check of a table waits for schema changes to be applied, for which a busy machine may need its time."""
+    monkeypatch.setattr(tables, "SETTLE_TIMEOUT_S", PATIENT_MS / 1000)
+
+
 @pytest.fixture
 def sink(settings: Settings) -> Iterator[QuestdbSink]:
     """A sink to the session's QuestDB."""

@@ -21,18 +21,12 @@ from ringlog.questdb.connection import CONNECT_TIMEOUT_S, Connection, _is_new_en
 from ringlog.questdb.sink import QuestdbSink
 from ringlog.records import RecordLayout
 from ringlog.servers import QuestDBServer
+from ringlog.servers.embedded import bound_socket
 from ringlog.settings import Secret, Settings
 from ringlog.sinks import Receipt, Request
 
 ROWS = list(numbered(20))
 CANARY = "canary-7f3a"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def everything_said(error: BaseException | None, caplog: pytest.LogCaptureFixture) -> str:
@@ -46,9 +40,11 @@ def everything_said(error: BaseException | None, caplog: pytest.LogCaptureFixtur
 
 def test_a_server_that_is_down(caplog: pytest.LogCaptureFixture) -> None:
     """With no server a sink can be made and batches encoded; sending names the address, not the secret."""
-    settings = Settings(questdb_http_port=free_port(), questdb_pg_port=free_port(), questdb_password=Secret(CANARY))
     layout = fresh_layout()
-    with caplog.at_level(logging.DEBUG):
+    # Bound, never listening: connections are refused, and nobody else can come to listen there.
+    with bound_socket(0) as http, bound_socket(0) as pg, caplog.at_level(logging.DEBUG):
+        http_port, pg_port = (held.getsockname()[1] for held in (http, pg))
+        settings = Settings(questdb_http_port=http_port, questdb_pg_port=pg_port, questdb_password=Secret(CANARY))
         sink = QuestdbSink(settings)
         request = sink.encode(batch_of(layout, ROWS))
         with pytest.raises(ServerUnavailable, match=str(settings.questdb_pg_port)) as sending:
@@ -75,7 +71,7 @@ def test_a_wrong_password_is_named_without_being_shown(
         },
     }[wire]
     with caplog.at_level(logging.DEBUG):
-        sink = QuestdbSink(msgspec.structs.replace(settings, **wrong))
+        sink = QuestdbSink(msgspec.structs.replace(settings, request_timeout_ms=15_000, **wrong))
         request = sink.encode(batch_of(layout, ROWS))
         expected = (ServerUnavailable, "401") if wire == "http" else (ServerRefused, f"'{settings.questdb_user}'")
         with pytest.raises(expected[0], match=expected[1]) as found:
@@ -190,13 +186,23 @@ def test_encoding_goes_on_while_a_send_hangs(
     first = sink.encode(batch.take(0, 20))
     mortal_server.stop_signal()
     failed: list[Exception] = []
-    thread = threading.Thread(target=lambda: collect(failed, lambda: sink.send(first)))
-    thread.start()
-    second = sink.encode(batch.take(20, 40))
-    assert thread.is_alive()
-    thread.join(timeout=60)
-    assert [type(error) for error in failed] == [ServerUnavailable]
+    encoded: list[Request] = []
+
+    def encoded_meanwhile() -> bool:
+        """Whether the send lasted until the other request was encoded; not where this thread paused for seconds."""
+        thread = threading.Thread(target=lambda: collect(failed, lambda: sink.send(first)))
+        thread.start()
+        encoded.append(sink.encode(batch.take(20, 40)))
+        meanwhile = thread.is_alive()
+        thread.join(timeout=60)
+        if not meanwhile:
+            sink.release(encoded.pop())
+        return meanwhile
+
+    wait_until(encoded_meanwhile, "encoded while a send hangs", 60)
+    assert {type(error) for error in failed} == {ServerUnavailable}
     mortal_server.continue_signal()
+    (second,) = encoded
     receipts: list[Receipt] = []
     wait_until(lambda: sent(sink, first, receipts) and sent(sink, second, receipts), "both sent")
     wait_until(lambda: applied(own_sink, receipts[-1]), "rows applied")
@@ -302,7 +308,7 @@ def test_a_server_that_is_too_old_is_refused(build: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=old_server, args=(listener, build))
         thread.start()
-        connection = Connection("127.0.0.1", listener.getsockname()[1], "admin", Secret("quest"), 1000)
+        connection = Connection("127.0.0.1", listener.getsockname()[1], "admin", Secret("quest"), 15_000)
         with pytest.raises(ServerTooOld, match=r"got .*(QuestDB 9\.2\.1|PostgreSQL).* wanted QuestDB 9\.2\.2"):
             connection.execute("select 1")
         connection.close()

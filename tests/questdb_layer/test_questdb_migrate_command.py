@@ -32,7 +32,7 @@ class Fill(Record):
 
 @pytest.fixture
 def environment(own_settings: Settings) -> dict[str, str]:
-    fields = ("questdb_http_port", "questdb_pg_port", "questdb_user")
+    fields = ("questdb_http_port", "questdb_pg_port", "questdb_user", "request_timeout_ms")
     found = {f"{PREFIX}{name.upper()}": str(getattr(own_settings, name)) for name in fields}
     return {**os.environ, **found, f"{PREFIX}QUESTDB_PASSWORD": own_settings.questdb_password.reveal()}
 

@@ -21,7 +21,7 @@ from ringlog.settings import Settings
 
 @pytest.fixture
 def connection(settings: Settings) -> Iterator[Connection]:
-    connection = Connection.from_settings(settings)
+    connection = Connection.from_settings(msgspec.structs.replace(settings, request_timeout_ms=15_000))
     yield connection
     connection.close()
 
