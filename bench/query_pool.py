@@ -33,7 +33,8 @@ LARGE, SMALL = ("trader-7", 1_000), ("trader-7", 100)
 
 def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
     with server(running) as questdb:
-        settings = Settings(**questdb.settings(), query_pool_size_min=CONNECTIONS, query_pool_size_max=CONNECTIONS)
+        sizes = {"query_pool_size_min": CONNECTIONS, "query_pool_size_max": CONNECTIONS}
+        settings = Settings(**questdb.settings(), **sizes, query_timeout_ms=30_000)
         connection = Connection.from_settings(Settings(**questdb.settings(), request_timeout_ms=60_000))
         fill(connection.execute, "trades", 20_000 if tiny else 1_000_000, time.time_ns() // 1_000)
         connection.close()

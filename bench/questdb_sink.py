@@ -133,7 +133,10 @@ def _is_all_applied(sink: QuestdbSink) -> bool:
 
 def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
     rounds, times = (1, 1) if tiny else (ROUNDS, 10)
-    with server(running) as questdb, contextlib.closing(QuestdbSink(Settings(**questdb.settings()))) as sink:
+    with contextlib.ExitStack() as stack:
+        questdb = stack.enter_context(server(running))
+        settings = Settings(**questdb.settings(), request_timeout_ms=60_000)
+        sink = stack.enter_context(contextlib.closing(QuestdbSink(settings)))
         sink.verify(layout_of(Trade))
         encoded = {rows: encoding(sink, rows, rounds, times) for rows in ROWS[: 1 if tiny else None]}
         written = writes(sink, 1_000, rounds, times)

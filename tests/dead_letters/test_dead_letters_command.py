@@ -75,10 +75,11 @@ def test_retry_delivers_each_once_under_its_own_key(
         "RINGLOG_" + name.upper(): getattr(value, "reveal", lambda value=value: str(value))()
         for name, value in questdb_server.settings().items()
     }
+    environment["RINGLOG_REQUEST_TIMEOUT_MS"] = "15000"  # a busy server may answer after more than a second
     first = run(instance_dir, "retry", "--json", **environment)
     assert first.exit_code == 1
     assert [again["seq"] for again in json.loads(first.output)["refused"]] == [0, 1, 2]
-    sink = QuestdbSink(settings)
+    sink = QuestdbSink(msgspec.structs.replace(settings, request_timeout_ms=15_000))
     try:
         tables.apply(sink.connection, letters, tables.needed(sink.connection, letters))
         second = run(instance_dir, "retry", "--json", **environment)
