@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from lane_samples import Child, Drained, Sample, eventually
+from lane_samples import DEADLINE_SECONDS, Child, Drained, Sample, eventually
 from oracle import Oracle, ProducerLog, Verdict, payload
 
 from ringlog import Producer
@@ -97,7 +97,7 @@ class WholePath:
     def end_writer(self, number: signal.Signals) -> int:
         assert self.writer is not None
         self.writer.send_signal(number)
-        code = self.writer.wait(20)
+        code = self.writer.wait(DEADLINE_SECONDS)
         self.writer = None
         return code
 
@@ -111,12 +111,21 @@ class WholePath:
     def proof(self) -> Report:
         return prove(msgspec.structs.replace(self.settings, request_timeout_ms=15_000))
 
+    def is_on_its_way(self) -> bool:
+        """Whether a record is in a lane or in the spool."""
+        table = self.proof().tables.get(TABLE)
+        return table is not None and table.in_lanes + table.spooled > 0
+
     def verdict(self) -> Verdict:
-        """Waits until every lane is drained and gone, then holds the table against the producers' logs."""
+        """Waits until every lane is drained and gone and every record confirmed, then holds the table against the
+        producers' logs."""
         oracle = Oracle(self.logs)
         drained = Drained(self.settings)
         eventually(lambda: not drained.cards(), "every lane to be drained and removed")
         eventually(lambda: self.stored() >= len(oracle.accepted), f"{len(oracle.accepted)} rows")
+        # So many rows may be there before all that were accepted are: others were appended by a process that was killed
+        # before it logged them, and what comes back from the spool comes last.
+        eventually(lambda: not self.is_on_its_way(), "every record to be confirmed")
         rows = self.query(f"select number, text, lane, seq from {TABLE}")
         return oracle.judge((number, text, lane, seq) for number, text, lane, seq in rows)
 

@@ -35,10 +35,11 @@ START_US = 1_767_225_600_000_000  # 2026-01-01
 
 
 def audit_command(path: WholePath) -> tuple[int, dict[str, Any]]:
-    """Exit status and report of `ringlog audit --json`."""
+    """Exit status and report of `ringlog audit --json`, which gives a busy server its time."""
+    patient = msgspec.structs.replace(path.settings, request_timeout_ms=15_000)
     done = subprocess.run(
         [sys.executable, "-m", "ringlog", "audit", "--json"],
-        env={**Child.environment(path.settings), **path.settings.to_environment()},
+        env={**Child.environment(patient), **patient.to_environment()},
         capture_output=True,
         text=True,
         check=False,
@@ -47,7 +48,7 @@ def audit_command(path: WholePath) -> tuple[int, dict[str, Any]]:
 
 
 def deliver(path: WholePath, days: int = 1, rows: int = 100) -> int:
-    """So many records on each of so many days through a lane into the table; the lane, which is closed."""
+    """So many records on each of so many days through a lane into the table, confirmed; the lane, which is closed."""
     with writing(path.settings):
         with Producer([Sample], settings=path.settings) as producer:
             appender = producer.appender(Sample)
@@ -55,6 +56,8 @@ def deliver(path: WholePath, days: int = 1, rows: int = 100) -> int:
                 stamp = START_US + number // rows * DAY_US + number
                 assert appender.append(number, payload(number), timestamp=stamp)
             lane = appender.lane
+        # A request that took its second has led them through the spool, which may outlast the lane.
+        eventually(lambda: path.proof().tables[TABLE].confirmed == days * rows, "the records to be confirmed")
         eventually(lambda: not cards(Instance(path.settings)), "the lane to be removed")
     assert lane is not None
     report = path.proof()
@@ -245,11 +248,12 @@ def test_a_server_that_cannot_be_asked(path: WholePath) -> None:
 def spooled(path: WholePath, rows: int = 100) -> tuple[int, Path]:
     """So many records put away while the server cannot be reached: their lane, and their spool file."""
     outage = msgspec.structs.replace(path.settings, questdb_pg_port=1, questdb_http_port=1)
-    with writing(outage), Producer([Sample], settings=path.settings) as producer:
+    with Producer([Sample], settings=path.settings) as producer:
         appender = producer.appender(Sample)
         assert all(appender.append(number, payload(number)) for number in range(rows))
-        eventually(lambda: path.proof().tables[TABLE].spooled == rows, "the records to be spooled")
         lane = appender.lane
+        with writing(outage):  # only now, so that all of them are in one frame
+            eventually(lambda: path.proof().tables[TABLE].spooled == rows, "the records to be spooled")
     assert lane is not None
     (file,) = (path.settings.spool_path / "tables" / TABLE).glob("*.spool")
     return lane, file

@@ -168,9 +168,7 @@ def test_a_refusal_that_names_no_row_blames_none() -> None:
         bisect(Refusing(), memory_place().batch(addresses(3)))
 
 
-def test_a_changed_column_is_found_before_a_row_is_blamed(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_column_is_found_before_a_row_is_blamed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch refused because its table drifted is a SchemaMismatch that names the column, and no refused row."""
     monkeypatch.setattr(tables, "SETTLE_TIMEOUT_S", 15.0)  # a busy machine may take long to apply the change below
     sink = QuestdbSink(msgspec.structs.replace(settings, request_timeout_ms=15_000))
