@@ -38,10 +38,13 @@ def migrate(settings: Settings, layouts: Iterable[RecordLayout], *, check: bool 
         found = [_migrated(connection, layout, check) for layout in layouts]
         missing = {migration.name for migration in found if migration.problem or (check and migration.statements)}
         wanted = {layout.table for layout in layouts} - missing
+        refilled: set[str] = set()
         for rollup in ROLLUPS:
             if rollup.table in wanted:
-                view = _migrated_view(connection, rollup, check)
+                view = _migrated_view(connection, rollup, check, is_refilled=rollup.table in refilled)
                 found.append(view)
+                if view.statements:
+                    refilled.add(rollup.view)
                 if not view.problem and not (check and view.statements):
                     wanted.add(rollup.view)
         return [*found, _migrated_audit(connection, check)]
@@ -62,15 +65,16 @@ def _migrated(connection: Connection, layout: RecordLayout, check: bool) -> Migr
     return migration
 
 
-def _migrated_view(connection: Connection, rollup: Rollup, check: bool) -> Migration:
+def _migrated_view(connection: Connection, rollup: Rollup, check: bool, *, is_refilled: bool) -> Migration:
     migration = Migration("questdb", rollup.view)
     try:
-        migration.statements = views.needed(connection, rollup, script(rollup.view) or "")
+        before = views.transaction(connection, rollup.view)
+        migration.statements = views.needed(connection, rollup, script(rollup.view) or "", is_refilled=is_refilled)
         if not check:
             _apply(connection, rollup.view, migration.statements)
             if migration.statements and not check:
-                # A view over this one turns invalid while this one is filled anew: it is looked at afterwards.
-                views.wait_valid(connection, rollup.view)
+                # A view over this one turns invalid while this one is filled anew: it is filled anew afterwards.
+                views.wait_valid(connection, rollup.view, before)
     except SchemaMismatch as error:
         migration.problem = str(error)
     return migration

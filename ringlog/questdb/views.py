@@ -18,10 +18,13 @@ INVALID_TIMEOUT_S = 5.0
 _POLL_S = 0.02
 _STATE = "SELECT view_status, refresh_base_table_txn, base_table_txn FROM materialized_views() WHERE view_name = %s"
 _VIEWS = "SELECT view_name, base_table_name, view_sql, view_status FROM materialized_views() WHERE view_name = %s"
+_APPLIED = "SELECT writerTxn, sequencerTxn, suspended FROM wal_tables() WHERE name = %s"
 
 
-def needed(connection: Connection, rollup: Rollup, create: str) -> list[str]:
+def needed(connection: Connection, rollup: Rollup, create: str, *, is_refilled: bool = False) -> list[str]:
     """The statements that make the view, or make an invalid one valid again; none where it is as wanted.
+
+    `is_refilled`: the view that this one is over was filled anew, which makes this one invalid, sooner or later.
 
     Raises SchemaMismatch where a view of that name asks something else: its rows cannot be mended in place.
     """
@@ -34,17 +37,32 @@ def needed(connection: Connection, rollup: Rollup, create: str) -> list[str]:
             f"{rollup.view}: got another query ({normalised(sql):.200}), wanted {normalised(rollup.definition):.200}; "
             f"DROP MATERIALIZED VIEW {rollup.view}, then run `ringlog migrate`: the server fills it from {base}"
         )
-    return [] if status in ("valid", "refreshing") else [f"REFRESH MATERIALIZED VIEW {rollup.view} FULL"]
+    is_wanted = status in ("valid", "refreshing") and not is_refilled
+    return [] if is_wanted else [f"REFRESH MATERIALIZED VIEW {rollup.view} FULL"]
 
 
-def wait_valid(connection: Connection, view: str) -> None:
-    """Returns once the server has filled the view, or it stays invalid, or VALID_TIMEOUT_S have passed."""
+def transaction(connection: Connection, view: str) -> int:
+    """The view's latest transaction; -1 where there is no such view."""
+    found = connection.execute(_APPLIED, (view,))
+    return int(found[0][1]) if found else -1
+
+
+def wait_valid(connection: Connection, view: str, after: int) -> None:
+    """Returns once the server has filled the view, or it stays invalid, or VALID_TIMEOUT_S have passed.
+
+    `after` is the view's transaction before it was asked to: filling a view makes later ones. All must be applied too:
+    only then does the server know that the view over this one has become invalid.
+    """
     began = time.monotonic()
     while (waited_s := time.monotonic() - began) < VALID_TIMEOUT_S:
         found = connection.execute(_STATE, (view,), timeout_s=STATEMENT_TIMEOUT_S)
         if not found or (found[0][0] == "invalid" and waited_s > INVALID_TIMEOUT_S):
             return
-        if found[0][0] == "valid" and found[0][1] >= found[0][2]:
+        log = connection.execute(_APPLIED, (view,), timeout_s=STATEMENT_TIMEOUT_S)
+        if not log or log[0][2]:  # suspended: nothing comes of it before somebody resumes it
+            return
+        applied, sequenced, _ = log[0]
+        if found[0][0] == "valid" and found[0][1] >= found[0][2] and applied >= sequenced > after:
             return
         time.sleep(_POLL_S)
 
