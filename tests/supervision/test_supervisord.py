@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from lane_samples import Child, child, eventually
-from whole_path import WholePath
+from whole_path import END_SECONDS, WholePath
 
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.locks import is_locked
@@ -55,7 +55,7 @@ def supervised(path: WholePath) -> Iterator[None]:
         assert process.poll() is None
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(END_SECONDS) == 0
 
 
 def writer_pid(path: WholePath) -> int:
