@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
-from lane_samples import Child, Drained, Sample, eventually
+from lane_samples import DEADLINE_SECONDS, Child, Drained, Sample, eventually
 from oracle import Oracle, ProducerLog, Verdict, payload
 
 from ringlog import Producer
@@ -25,15 +24,16 @@ from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
 TABLE = layout_of(Sample).table
-END_SECONDS = 60.0  # for the end of a process that was told to stop: on a busy machine its imports are not over yet
 
 
 @contextlib.contextmanager
 def patient() -> Iterator[None]:
     """What a test itself asks the server of is not refused because a busy machine takes seconds to connect."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(questdb, "CONNECT_TIMEOUT_S", 15)
+    before, questdb.CONNECT_TIMEOUT_S = questdb.CONNECT_TIMEOUT_S, 15
+    try:
         yield
+    finally:
+        questdb.CONNECT_TIMEOUT_S = before
 
 
 class Producing:
@@ -110,7 +110,7 @@ class WholePath:
     def end_writer(self, number: signal.Signals) -> int:
         assert self.writer is not None
         self.writer.send_signal(number)
-        code = self.writer.wait(END_SECONDS)
+        code = self.writer.wait(DEADLINE_SECONDS)
         self.writer = None
         return code
 

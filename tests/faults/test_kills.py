@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import msgspec
 import psutil
 import pytest
-from lane_samples import Child, Drained, Sample, child, eventually, text_of
+from lane_samples import DEADLINE_SECONDS, Child, Drained, Sample, child, eventually, text_of
 from oracle import Oracle, produce
-from whole_path import END_SECONDS, WholePath
+from whole_path import WholePath
 from writer_thread import writing
 
 from ringlog import Producer
@@ -97,7 +97,7 @@ def killed_at(path: WholePath, call: str, number: int) -> bool:
         pid = re.match(r"pid=(\d+)", instance.lease_path.read_text())
         assert pid is not None
         os.kill(int(pid[1]), signal.SIGTERM)
-    was_killed = tracer.wait(END_SECONDS) != 0
+    was_killed = tracer.wait(DEADLINE_SECONDS) != 0
     path.writer = None
     return was_killed
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lane_samples import Sample, eventually, text_of
+from lane_samples import DEADLINE_SECONDS, Sample, eventually, text_of
 from notify_socket import NotifySocket
-from whole_path import END_SECONDS, WholePath
+from whole_path import WholePath
 
 from ringlog import Producer
 from ringlog.errors import ServerRefused
@@ -49,7 +49,7 @@ def test_a_writer_says_how_it_stands(path: WholePath, notify: NotifySocket, monk
     assert set(notify.until("READY")[:-1]) <= {"WATCHDOG=1"}
     path.writer.send_signal(signal.SIGTERM)
     assert set(notify.until("STOPPING")[:-1]) <= {"WATCHDOG=1"}
-    assert path.writer.wait(END_SECONDS) == 0
+    assert path.writer.wait(DEADLINE_SECONDS) == 0
     path.writer = None
 
 

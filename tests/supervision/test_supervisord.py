@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lane_samples import Child, child, eventually
-from whole_path import END_SECONDS, WholePath
+from lane_samples import DEADLINE_SECONDS, Child, child, eventually
+from whole_path import WholePath
 
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.locks import is_locked
@@ -55,7 +55,7 @@ def supervised(path: WholePath) -> Iterator[None]:
         assert process.poll() is None
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(END_SECONDS) == 0
+        assert process.wait(DEADLINE_SECONDS) == 0
 
 
 def writer_pid(path: WholePath) -> int:

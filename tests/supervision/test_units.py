@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from lane_samples import eventually
-from whole_path import END_SECONDS, WholePath
+from lane_samples import DEADLINE_SECONDS, eventually
+from whole_path import WholePath
 
 UNIT = Path(__file__).parents[2] / "schemas" / "supervision" / "ringlog-writer.service"
 EXPOSURE_MAX = 2.0  # of 10, as `systemd-analyze security` counts
@@ -88,7 +88,7 @@ def test_a_writer_needs_no_call_that_the_unit_forbids(path: WholePath, tmp_path:
     assert path.writer is not None
     pid = int(trace.read_text().split(maxsplit=1)[0])
     subprocess.run(["kill", f"-{signal.SIGTERM.value}", str(pid)], check=True)
-    assert path.writer.wait(END_SECONDS) == 0
+    assert path.writer.wait(DEADLINE_SECONDS) == 0
     path.writer = None
     lines = trace.read_text().splitlines()
     calls = {found[1] for line in lines if (found := re.match(r"\d+ +(\w+)\(", line))}
