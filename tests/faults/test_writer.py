@@ -88,7 +88,7 @@ def test_18_garbage_in_slots(path: WholePath) -> None:
 
 def test_18_garbage_for_a_head(path: WholePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """A head that cannot be holds up its own lane alone: it is left as it is, named, and others go on."""
-    # No other request fails: not because the machine is busy, nor for the writer's own metrics, which may have no table.
+    # No other request fails: not because the machine is busy, nor for want of a table of the writer's own metrics.
     path.with_settings(request_timeout_ms=15_000, confirm_timeout_ms=15_000)
     monkeypatch.setattr("ringlog.writer.writer.METRICS_INTERVAL_SECONDS", 600.0)
     with (
