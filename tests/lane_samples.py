@@ -130,7 +130,9 @@ class Drained:
         self.directory.refresh()
         for lane in self.directory.lanes.values():
             decoder = self._decoders.setdefault(lane.layout, Decoder(lane.layout))
-            while runs := lane.take(1 << 14):
+            waiting = lane.waiting  # and no more: a producer at full speed fills a lane faster than this decodes it
+            while waiting and (runs := lane.take(min(waiting, 1 << 14))):
+                waiting -= sum(run.rows for run in runs)
                 columns, _, corrupt = decoder.decode(runs)
                 self.corrupt += corrupt
                 values = [to_list(column) for column in columns.values()]

@@ -10,8 +10,9 @@ import signal
 from collections.abc import Iterator
 
 import msgspec
+import psutil
 import pytest
-from lane_samples import Child, Drained, Sample, child, eventually, text_of
+from lane_samples import DEADLINE_SECONDS, Child, Drained, Sample, child, eventually, text_of
 from oracle import Oracle, produce
 from whole_path import WholePath
 from writer_thread import writing
@@ -96,7 +97,7 @@ def killed_at(path: WholePath, call: str, number: int) -> bool:
         pid = re.match(r"pid=(\d+)", instance.lease_path.read_text())
         assert pid is not None
         os.kill(int(pid[1]), signal.SIGTERM)
-    was_killed = tracer.wait(20) != 0
+    was_killed = tracer.wait(DEADLINE_SECONDS) != 0
     path.writer = None
     return was_killed
 
@@ -108,7 +109,7 @@ def test_04_questdb_killed(path: WholePath) -> None:
     """
     with writing(path.settings) as writer, path.producing() as append:
         append(200)
-        grown(path, 100)
+        eventually(lambda: path.stored() >= 100, "the first records")
         path.server.kill()
         append(500)
         eventually(lambda: writer._refuge.spooled_rows >= 500, "records to be spooled")
@@ -144,11 +145,14 @@ def test_07_writer_stopped(path: WholePath) -> None:
     """
     path.start_writer()
     with path.producing(lane_bytes=64 * 1024) as append:
+        capacity = append.appender._lane.capacity
         append(64)
-        eventually(lambda: path.proof().tables["samples"].confirmed == 64, "the first records")
+        # Its tail moves after the ledger says that records are confirmed.
+        eventually(lambda: append.appender.room == capacity, "the first records to be given back")
         assert path.writer is not None
         path.writer.send_signal(signal.SIGSTOP)
-        capacity = append.appender._lane.capacity
+        writer = psutil.Process(path.writer.pid)
+        eventually(lambda: writer.status() == psutil.STATUS_STOPPED, "the writer to stand still")
         assert append(2 * capacity) == capacity
         assert append.appender.refused_reason() == "full"
         path.writer.send_signal(signal.SIGCONT)
@@ -205,7 +209,9 @@ def test_59_sigterm_delivers_and_ends(path: WholePath) -> None:
 
     Defence: the last drain (without it the table lacks the latest records here).
     """
-    path.with_settings(drain_interval_ms=60_000)
+    # Its client libraries may still load for seconds, and a server that is slow for a moment is none that is away.
+    patience = {"stop_timeout_ms": 30_000, "request_timeout_ms": 15_000, "confirm_timeout_ms": 15_000}
+    path.with_settings(drain_interval_ms=60_000, retention_days=0, **patience)
     path.start_writer()
     with child(path.settings, produce(path.logs, 1, 3000) + "sys.stdin.readline()") as producer:
         assert producer.line() == "go"
@@ -222,7 +228,8 @@ def test_59_sigterm_delivers_and_ends(path: WholePath) -> None:
 def test_59_sigterm_without_a_server(path: WholePath) -> None:
     """SIGTERM while the server is away: what is in the lanes is in the spool when the writer ends, with status 0."""
     good = path.settings
-    path.with_settings(drain_interval_ms=60_000, questdb_pg_port=1, questdb_http_port=1)
+    # The limit is far: its client libraries may still load for seconds.
+    path.with_settings(drain_interval_ms=60_000, stop_timeout_ms=30_000, questdb_pg_port=1, questdb_http_port=1)
     path.start_writer()
     with path.producing() as append:
         append(500)

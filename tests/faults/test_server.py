@@ -69,7 +69,7 @@ def test_29_slow_answers(path: WholePath, proxy: TcpProxy) -> None:
 
     Defence: the request's time limit.
     """
-    survive(path, proxy, slow(1.0))
+    survive(path, proxy, slow(10.0))  # so much, lest a pause of the client let it find the answer after all
 
 
 def test_30_reset_in_the_middle_of_a_request(path: WholePath, proxy: TcpProxy) -> None:
@@ -122,7 +122,7 @@ def test_33_an_answer_without_an_end(path: WholePath, proxy: TcpProxy) -> None:
             env={**Child.environment(path.settings), **path.settings.to_environment()},
             capture_output=True,
             text=True,
-            timeout=40,
+            timeout=90,
             check=False,
         )
         assert done.returncode == 1
@@ -171,7 +171,9 @@ def test_36_wrong_password(path: WholePath, caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.DEBUG), writing(wrong) as writer, path.producing() as append:
         append(100)
         eventually(lambda: writer._refuge.spooled_rows == 100, "records to be spooled")
-    assert re.search(r"write failed table=samples .*refused user", caplog.text)
+        # The first try may have failed otherwise: a busy server takes seconds to connect.
+        said = r"write failed table=samples .*refused user"
+        eventually(lambda: re.search(said, caplog.text), "the log to say so")
     assert canary not in caplog.text
     assert good.questdb_password.reveal() not in caplog.text
     with writing(good):
@@ -219,7 +221,7 @@ def hold_up_one_table(path: WholePath, caplog: pytest.LogCaptureFixture, break_:
         assert all(latency("s", "o", float(number)) for number in range(100))
         count = f"select count() from {OTHER}"
         eventually(lambda: path.query(count)[0][0] == before + 100, "the other table's rows")
-        assert says in caplog.text
+        eventually(lambda: says in caplog.text, "the log to name it")  # a first try may have failed otherwise
         assert writer._refuge.dead_letters == 0
         path.query(mend)
         append(100)

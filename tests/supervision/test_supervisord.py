@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lane_samples import Child, child, eventually
+from lane_samples import DEADLINE_SECONDS, Child, child, eventually
 from whole_path import WholePath
 
 from ringlog.lanes.instance import Instance
@@ -55,7 +55,7 @@ def supervised(path: WholePath) -> Iterator[None]:
         assert process.poll() is None
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(DEADLINE_SECONDS) == 0
 
 
 def writer_pid(path: WholePath) -> int:

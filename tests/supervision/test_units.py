@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lane_samples import eventually
+from lane_samples import DEADLINE_SECONDS, eventually
 from whole_path import WholePath
 
 UNIT = Path(__file__).parents[2] / "schemas" / "supervision" / "ringlog-writer.service"
@@ -88,7 +88,7 @@ def test_a_writer_needs_no_call_that_the_unit_forbids(path: WholePath, tmp_path:
     assert path.writer is not None
     pid = int(trace.read_text().split(maxsplit=1)[0])
     subprocess.run(["kill", f"-{signal.SIGTERM.value}", str(pid)], check=True)
-    assert path.writer.wait(30) == 0
+    assert path.writer.wait(DEADLINE_SECONDS) == 0
     path.writer = None
     lines = trace.read_text().splitlines()
     calls = {found[1] for line in lines if (found := re.match(r"\d+ +(\w+)\(", line))}

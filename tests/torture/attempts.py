@@ -30,7 +30,11 @@ class Attempts:
 
     def __init__(self, path: Path, *, create: bool) -> None:
         shape = (HEADER_WORDS + ENTRY_WORDS * ENTRIES_MAX,)
-        self.words: NDArray[np.int64] = np.memmap(path, np.int64, "w+" if create else "r", shape=shape)
+        # Under its name only once it has its size: the torture looks at logs of producers that start, or died in it.
+        made = path.with_suffix(".new") if create else path
+        self.words: NDArray[np.int64] = np.memmap(made, np.int64, "w+" if create else "r", shape=shape)
+        if create:
+            made.rename(path)
 
     @property
     def entries(self) -> NDArray[np.int64]:

@@ -20,6 +20,7 @@ import numpy as np
 import psycopg
 from oracle import Verdict
 from tcp_proxy import TcpProxy
+from whole_path import patient
 
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import remove_instance
@@ -72,7 +73,9 @@ class Stage:
         )  # fmt: skip
 
     def make_tables(self) -> None:
-        migrate(Settings(**self.server.settings()), [layout_of(record) for record in PLATFORM_RECORDS])
+        with patient():  # a server that has just started takes its time
+            settings = Settings(request_timeout_ms=15_000, **self.server.settings())
+            migrate(settings, [layout_of(record) for record in PLATFORM_RECORDS])
         if self.plant == "dedup-off":
             with self.connect() as connection:
                 connection.execute(f"ALTER TABLE {TABLE} DEDUP DISABLE")

@@ -67,16 +67,18 @@ def test_everything_arrives(lane_settings: Settings) -> None:
 
 def test_a_tail_waits_for_the_confirmation(lane_settings: Settings) -> None:
     """Rows that were acknowledged but are not confirmed stay in the lane; with the confirmation the tail moves."""
+    # Confirmed as late as may be: what is not for too long goes to the spool.
+    settings = msgspec.structs.replace(lane_settings, confirm_timeout_ms=60_000)
     sink = HeldSink()
     sink.confirming = False
-    with Producer([Sample], settings=lane_settings) as producer, writing(lane_settings, sink):
+    with Producer([Sample], settings=settings) as producer, writing(settings, sink):
         for number in range(10):
             assert producer.appender(Sample).append(number, text_of(number))
         eventually(lambda: len(sink.rows(Sample)) == 10, "the rows")
         assert tails(lane_settings) == [(10, 0)]
         sink.confirming = True
         eventually(lambda: tails(lane_settings) == [(10, 10)], "the tail")
-    assert sum(rows for _, rows in sink.sent) == 10
+    assert sum(rows for table, rows in sink.sent if table == Sample.__table__) == 10  # its own metrics come as well
 
 
 def test_a_failing_sink_loses_nothing(lane_settings: Settings) -> None:
@@ -95,11 +97,12 @@ def test_a_failing_sink_loses_nothing(lane_settings: Settings) -> None:
 
 def test_a_writer_that_was_taken_over(lane_settings: Settings) -> None:
     """Once another writer has taken the lease's epoch, the old one moves no tail any more."""
+    settings = msgspec.structs.replace(lane_settings, stop_timeout_ms=60_000)
     sink = HeldSink()
     sink.confirming = False
 
     def taken_over(producer: Producer) -> None:
-        with writing(lane_settings, sink):
+        with writing(settings, sink):
             assert producer.appender(Sample).append(1, text_of(1))
             eventually(lambda: sink.rows(Sample), "the row")
             open_board(producer.instance).take_over()
@@ -147,7 +150,7 @@ def test_early_at_the_high_water_mark(lane_settings: Settings) -> None:
 
 def test_stop_delivers_what_was_accepted(lane_settings: Settings) -> None:
     """A stop drains first: all that was accepted before it is stored when run() returns."""
-    settings = msgspec.structs.replace(lane_settings, drain_interval_ms=600_000)
+    settings = msgspec.structs.replace(lane_settings, drain_interval_ms=600_000, stop_timeout_ms=60_000)
     sink = HeldSink()
     with Producer([Sample], settings=settings) as producer:
         appender = producer.appender(Sample)
@@ -179,7 +182,6 @@ def run_interrupted(writer: Writer, line: int) -> int:
     return lines
 
 
-@pytest.mark.timeout(60)
 def test_a_signal_stops_the_writer_wherever_it_is(lane_settings: Settings) -> None:
     """A handler that stops the writer returns at once and the writer ends, whichever line of its pause it
     interrupts: a lock that the line holds, which the handler would wait for, is held for good."""
@@ -202,7 +204,9 @@ def test_killed_producers_lose_nothing(lane_settings: Settings, tmp_path: Path) 
                 process.kill()
         drained = Drained(lane_settings)
         eventually(lambda: not drained.cards(), "the lanes to be removed")
-    verdict = Oracle(logs).judge((row["number"], row["text"], row["lane"], row["seq"]) for row in sink.rows(Sample))
+        oracle = Oracle(logs)  # a lane may be over while its last records are still in the spool
+        eventually(lambda: oracle.accepted <= {row["number"] for row in sink.rows(Sample)}, "all rows")
+    verdict = oracle.judge((row["number"], row["text"], row["lane"], row["seq"]) for row in sink.rows(Sample))
     assert verdict.holds, verdict
     assert verdict.accepted > 1000
 
