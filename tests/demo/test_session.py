@@ -60,6 +60,7 @@ def test_without_a_server_the_demo_does_without_its_session() -> None:
     assert report["session"] is None
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM in the middle of trading end every process and remove every segment."""
@@ -75,6 +76,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signa
     assert not [line for line in _processes() if str(kept) in line]
 
 
+@pytest.mark.timeout(240)
 def test_a_killed_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     """After kill -9 of the demo in the middle of trading its servers, writer, executors and segments go by themselves,
     and so does the temporary directory."""

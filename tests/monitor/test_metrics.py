@@ -85,8 +85,9 @@ def test_a_running_writer_serves_every_metric_of_the_dashboard(settings: Setting
 
 def test_every_statement_of_the_dashboard_runs(settings: Settings) -> None:
     """QuestDB takes each statement, with the time filter that its data source puts in."""
+    settings = msgspec.structs.replace(settings, request_timeout_ms=15_000)
     migrate(settings, [layout_of(record) for record in PLATFORM_RECORDS])
-    connection = Connection.from_settings(msgspec.structs.replace(settings, request_timeout_ms=15_000))
+    connection = Connection.from_settings(settings)
     statements = [target["rawSql"] for target in TARGETS if "rawSql" in target]
     assert len(statements) == 4
     for statement in statements:
