@@ -72,7 +72,8 @@ class Stage:
         )  # fmt: skip
 
     def make_tables(self) -> None:
-        migrate(Settings(**self.server.settings()), [layout_of(record) for record in PLATFORM_RECORDS])
+        settings = Settings(**self.server.settings(), request_timeout_ms=60_000)
+        migrate(settings, [layout_of(record) for record in PLATFORM_RECORDS])
         if self.plant == "dedup-off":
             with self.connect() as connection:
                 connection.execute(f"ALTER TABLE {TABLE} DEDUP DISABLE")

@@ -24,7 +24,7 @@ def both(settings: Settings, valkey_server: ValkeyServer, questdb_server: QuestD
     """Settings of one instance that lead to both servers, with the Redis sink on and keys of its own."""
     fields = {**valkey_server.settings(), "redis_sink": True, "redis_key_prefix": f"{Instance(settings).board_name}:"}
     both = msgspec.structs.replace(settings, **fields)
-    migrate(both, [layout_of(Trade)])
+    migrate(msgspec.structs.replace(both, request_timeout_ms=15_000), [layout_of(Trade)])
     yield both
     remove_instance(Instance(both))
 
