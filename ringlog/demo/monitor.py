@@ -124,7 +124,7 @@ def run(plan: Plan, is_finishing: Any, is_stopped: Any) -> None:
         plan.producer(RECORDS, settings) as producer,
     ):
         monitor = Monitor(plan, producer, queries, Cache(connection), database)
-        while not is_finishing.wait(INTERVAL_S):
+        while not is_finishing.wait(INTERVAL_S) and not is_stopped.is_set():
             monitor.round()
         if not is_stopped.is_set():
             monitor.round()
