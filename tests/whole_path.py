@@ -97,7 +97,7 @@ class WholePath:
     def end_writer(self, number: signal.Signals) -> int:
         assert self.writer is not None
         self.writer.send_signal(number)
-        code = self.writer.wait(20)
+        code = self.writer.wait(40)
         self.writer = None
         return code
 

@@ -73,7 +73,7 @@ def test_a_running_writer_serves_every_metric_of_the_dashboard(settings: Setting
             found = eventually(answered, "the writer's figures")
         finally:
             writer.send_signal(signal.SIGTERM)
-            assert writer.wait(30) == 0
+            assert writer.wait(60) == 0
     ((labels, accepted),) = found["ringlog_lane_accepted_records_total"]
     assert (labels["record"], accepted) == ("Sample", 64)
     assert [(each["reason"], count) for each, count in found["ringlog_lane_refused_records_total"]] == [("full", 6)]
