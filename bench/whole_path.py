@@ -21,7 +21,7 @@ import psycopg
 
 from bench.figures import Figure, Result, interleaved, main, median_ratio
 from bench.load import append_all
-from bench.stack import connect, count, instance, server, wait_until_applied, writer_status
+from bench.stack import connect, count, instance, server, wait_for, wait_until_applied, writer_status
 from bench.trades import slots, stamped
 from ringlog.decode import Decoder, Slots
 from ringlog.questdb.conf import client_conf
@@ -58,7 +58,8 @@ def ringlog(questdb: QuestDBServer, producers: int, rows: int, status: dict[str,
         seconds = time.monotonic() - began
         for process in processes:
             process.join()
-        time.sleep(1.1)  # the writer's status is as old as a second
+        # It is as old as a second, and looking costs the writer a lock.
+        wait_for(lambda: writer_status(settings)["rows"] >= rows, "status of every row", poll_seconds=0.1)
         status.update(writer_status(settings))
         stored = count(connection, "trades") - before
         if stored != rows:

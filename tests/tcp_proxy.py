@@ -170,8 +170,8 @@ class TcpProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def inject(self, fault: Fault) -> None:
-        self._fault = fault
         with self._lock:
+            self._fault = fault
             for connection in list(self._open):
                 connection.reset()
 
@@ -191,8 +191,8 @@ class TcpProxy:
                 return
         self.served += 1
         connection = Connection(client, self._target_port)
-        fault = self._fault
-        with self._lock:
+        with self._lock:  # with the fault of now, or it would be reset by whoever changes it
+            fault = self._fault
             self._open.add(connection)
             self.hits += fault is not passed
         with contextlib.suppress(OSError):

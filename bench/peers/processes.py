@@ -34,8 +34,8 @@ def _consume(consume: Any, place: Place, drain_seconds: float, counts: Any, is_r
                 time.sleep(max(due - time.monotonic(), 0))
             rows, fees = receive(0.0 if drain_seconds else 0.05)
             while rows:
+                counts[1] += fees  # first: who waits for the rows then looks at both
                 counts[0] += rows
-                counts[1] += fees
                 rows, fees = receive(0.0)
 
 

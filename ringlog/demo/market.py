@@ -105,7 +105,7 @@ def _units(amount: float, decimals: int) -> int:
 
 def run(plan: Plan, lines: Any, is_started: Any, is_stopped: Any) -> None:
     """The process's main: plays the recording once, appends a LatencySample for every message with an event time."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     settings = plan.settings()
     end_with_parent()

@@ -112,7 +112,7 @@ def _called(url: str) -> None:
 
 def run(plan: Plan, is_finishing: Any, is_stopped: Any) -> None:
     """The process's main: a round a second until `is_finishing`, and one for the whole session."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     settings = plan.settings()
     end_with_parent()
@@ -124,7 +124,7 @@ def run(plan: Plan, is_finishing: Any, is_stopped: Any) -> None:
         plan.producer(RECORDS, settings) as producer,
     ):
         monitor = Monitor(plan, producer, queries, Cache(connection), database)
-        while not is_finishing.wait(INTERVAL_S):
+        while not is_finishing.wait(INTERVAL_S) and not is_stopped.is_set():
             monitor.round()
         if not is_stopped.is_set():
             monitor.round()

@@ -32,6 +32,8 @@ def end_with_parent() -> None:
         parent.join()
         os._exit(1)
 
+    if not parent.is_alive():  # it went while this one started: nothing more is begun, or it would stay
+        os._exit(1)
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 

@@ -282,7 +282,7 @@ def _metadata(trade: MarketTrade, market: Market, trader: Trader) -> str:
 
 def run(plan: Plan, index: int, lines: Any, is_started: Any, is_stopped: Any) -> None:
     """The process's main: trades its share of the recording, then writes its result."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     settings = plan.settings()
     end_with_parent()

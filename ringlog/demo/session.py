@@ -33,6 +33,7 @@ from ringlog.settings import Settings
 
 GENERATED_SECONDS = 120.0  # of a market for the session, where there is no recording
 GENERATED_SPEED = 15.0
+MIGRATION_TIMEOUT_MS = 60_000  # of a server that has just started, beside two others that start
 
 
 def run_session(options: Options, view: View) -> tuple[Report, Settings]:
@@ -54,7 +55,8 @@ def run_session(options: Options, view: View) -> tuple[Report, Settings]:
         settings = Settings(runtime_dir=str(directory / "run"), retention_days=0, **platform.settings)
         instance = Instance(settings).open()
         stack.callback(_clean, instance)
-        migrate(settings, [layout_of(record) for record in PLATFORM_RECORDS])
+        patient = msgspec.structs.replace(settings, request_timeout_ms=MIGRATION_TIMEOUT_MS)
+        migrate(patient, [layout_of(record) for record in PLATFORM_RECORDS])
         stages, session = _stages(options, found, platform, settings, instance, directory, view)
         if session is not None:
             _analyse(options, settings, session, view)

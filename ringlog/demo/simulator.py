@@ -27,7 +27,7 @@ from ringlog.redis import Connection, Event, StreamConsumer, Topic
 
 GROUP = "mev-simulator"
 LEAK = 0.02  # of protected trades that reach searchers all the same
-QUIET_S = 3.0  # after the last executor: nothing more is coming then
+QUIET_S = 20.0  # after the last event, once all have traded: a busy server stores nothing for seconds
 
 
 class Decision(msgspec.Struct):
@@ -74,7 +74,7 @@ def simulated(trade: Trade, decision: Decision, seed: int) -> Outcome:
 
 def run(plan: Plan, expected: Any, is_ready: Any, is_stopped: Any) -> None:
     """The process's main: simulates trades until it has `expected.value` of them (negative: not known yet)."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     settings = plan.settings()
     end_with_parent()

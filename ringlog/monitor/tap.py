@@ -57,6 +57,7 @@ class Tap:
         self._known: set[int] = set()
         self._decoders: dict[RecordLayout, Decoder] = {}
         self._changed_ns = -1
+        self._is_settled = False
         self._is_first = True
         self.refused: list[str] = []
 
@@ -78,11 +79,12 @@ class Tap:
                 del self._lanes[number]
 
     def _list(self) -> None:
-        """Reads the cards again if the directory changed, or did so recently: its time is coarse."""
+        """Reads the cards again if the directory changed, or just had when they were last read: its time is coarse."""
         with contextlib.suppress(OSError):
+            now_ns = time.time_ns()
             changed_ns = self._instance.lanes_dir.stat().st_mtime_ns
-            if changed_ns != self._changed_ns or time.time_ns() - changed_ns < SETTLED_NS:
-                self._changed_ns = changed_ns
+            if changed_ns != self._changed_ns or not self._is_settled:
+                self._changed_ns, self._is_settled = changed_ns, now_ns - changed_ns >= SETTLED_NS
                 found = cards(self._instance)
                 self._here = {card.lane: card for card in found if self._name in (card.table, card.record)}
                 self._pending.update({lane: card for lane, card in self._here.items() if lane not in self._known})

@@ -23,6 +23,8 @@ SYMBOL_CAPACITY_MIN = 16
 SYMBOL_CAPACITY = 1024
 # How long a schema change that the server has logged but not applied may keep a check waiting.
 SETTLE_TIMEOUT_S = 2.0
+# Making or changing a table keeps a busy server for longer than an ordinary question may take.
+STATEMENT_TIMEOUT_S = 30.0
 _SETTLE_POLL_S = 0.01
 
 # tables() knows ids and settings, wal_tables() how far each table is; both answer from the server's memory.
@@ -215,7 +217,7 @@ def needed(connection: Connection, layout: RecordLayout, create: str | None = No
 def apply(connection: Connection, layout: RecordLayout, statements: Iterable[str]) -> None:
     """Runs the statements that `needed` named, then verifies the table."""
     for statement in statements:
-        connection.execute(statement)
+        connection.execute(statement, timeout_s=STATEMENT_TIMEOUT_S)
         _logger.info("migrated table=%s statement=%r", layout.table, statement)
     verify(connection, layout)
 

@@ -25,6 +25,10 @@ HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_BYTES = 2_000
 SAME_START_S = 0.05  # start times come in clock ticks
+# Below those that Linux and macOS give to whoever asks for any port: nobody is given one of these between its choice
+# and the start of the server, or while a server that will come back to it is away.
+PORTS = range(10_000, 30_000)
+PORT_TRIES_MAX = 100
 
 
 class ServerState(msgspec.Struct):
@@ -316,12 +320,26 @@ def choose_ports(
                     ports[name] = held.enter_context(bound_socket(known[name])).getsockname()[1]
             if name not in ports:
                 try:
-                    ports[name] = held.enter_context(bound_socket(wanted or 0)).getsockname()[1]
+                    free = bound_socket(wanted) if wanted else free_socket()
+                    ports[name] = held.enter_context(free).getsockname()[1]
                 except OSError as error:
                     raise ServerError(
                         f"{server}: got {name} port {wanted} on {HOST}, wanted a free one ({error.strerror})"
                     ) from None
     return ports
+
+
+def free_socket() -> socket.socket:
+    """Bound to one of PORTS that is free; where none is found soon, to any port."""
+    for _ in range(PORT_TRIES_MAX):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.bind((HOST, secrets.choice(PORTS)))  # alone: two that say SO_REUSEADDR may get the same
+        except OSError:
+            listener.close()
+        else:
+            return listener
+    return bound_socket(0)
 
 
 def bound_socket(port: int) -> socket.socket:

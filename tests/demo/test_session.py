@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -59,6 +60,7 @@ def test_without_a_server_the_demo_does_without_its_session() -> None:
     assert report["session"] is None
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM in the middle of trading end every process and remove every segment."""
@@ -74,6 +76,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signa
     assert not [line for line in _processes() if str(kept) in line]
 
 
+@pytest.mark.timeout(240)
 def test_a_killed_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     """After kill -9 of the demo in the middle of trading its servers, writer, executors and segments go by themselves,
     and so does the temporary directory."""
@@ -86,7 +89,7 @@ def test_a_killed_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     (directory,) = tmp_path.glob("ringlog-demo-*")
     wait_until(lambda: bool(segments_of(directory / "run")), demo)
     family = psutil.Process(demo.pid).children(recursive=True)
-    assert any("writer" in process.cmdline() for process in family)
+    assert any(map(_is_writer, family))
     demo.kill()
     demo.wait()
     _, alive = psutil.wait_procs(family, timeout=40)
@@ -95,15 +98,22 @@ def test_a_killed_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.glob("ringlog-*")) == []
 
 
-def wait_until(condition: Callable[[], bool], demo: subprocess.Popen[bytes], deadline_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], demo: subprocess.Popen[bytes], deadline_s: float = 90.0) -> None:
     deadline = time.monotonic() + deadline_s
     while not condition():
         assert demo.poll() is None
         assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.005)
 
 
 def _processes() -> list[str]:
     return [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+
+
+def _is_writer(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # PostgreSQL ends processes of its own now and then
+        return "writer" in process.cmdline()
+    return False
 
 
 def test_a_directory_with_data_is_not_overwritten(tmp_path: Path) -> None:

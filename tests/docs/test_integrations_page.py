@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from test_examples import python_blocks
 
@@ -38,7 +39,8 @@ def test_the_patterns_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         settings = Settings(runtime_dir=str(tmp_path / "run"), redis_sink=True, **ways)
         for name, text in settings.to_environment().items():
             monkeypatch.setenv(name, text)
-        questdb_migrations.migrate(settings, [layout_of(record) for record in PLATFORM_RECORDS])
+        patient = msgspec.structs.replace(settings, request_timeout_ms=60_000)
+        questdb_migrations.migrate(patient, [layout_of(record) for record in PLATFORM_RECORDS])
         postgres_migrations.migrate(settings)
         names: dict[str, Any] = {}
         with running_writer(settings, tmp_path / "writer.log"):

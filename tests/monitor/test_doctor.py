@@ -19,6 +19,7 @@ from ringlog.cli import ringlog
 from ringlog.lanes.claims import cards, open_board
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.segments import create_segment, unlink_segment
+from ringlog.monitor import probes, snapshot
 from ringlog.monitor.finding import Finding
 from ringlog.monitor.findings import diagnosed, validated
 from ringlog.postgres import migrations as postgres_migrations
@@ -31,6 +32,13 @@ from ringlog.settings import Secret, Settings
 from ringlog.sinks.memory import MemorySink
 
 LAYOUTS = [layout_of(record) for record in PLATFORM_RECORDS]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine holds up a sound server or writer for seconds: only what gives no sign at all is in trouble."""
+    monkeypatch.setattr(probes, "TIMEOUT_SECONDS", 30.0)
+    monkeypatch.setattr(snapshot, "STALLED_SECONDS", 30.0)
 
 
 def failed(found: list[Finding]) -> list[Finding]:
@@ -151,7 +159,10 @@ def test_postgres_is_looked_into(lane_settings: Settings, postgres_server: Postg
     with psycopg.connect(**connection_options(admin)) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(database)))
     settings = msgspec.structs.replace(
-        lane_settings, questdb_http_port=1, **{**postgres_server.settings(), "postgres_database": database}
+        lane_settings,
+        questdb_http_port=1,
+        postgres_timeout_ms=15_000,
+        **{**postgres_server.settings(), "postgres_database": database},
     )
     environ = {"RINGLOG_POSTGRES_HOST": settings.postgres_host}
     missing = of("postgres", list(diagnosed(settings, [], environ)))
@@ -174,7 +185,9 @@ def test_postgres_is_looked_into(lane_settings: Settings, postgres_server: Postg
 
 def test_redis_is_looked_into(lane_settings: Settings, valkey_server: ValkeyServer) -> None:
     """A password that is not taken, and a policy that would evict whole streams, each with its fix."""
-    settings = msgspec.structs.replace(lane_settings, questdb_http_port=1, **valkey_server.settings())
+    settings = msgspec.structs.replace(
+        lane_settings, questdb_http_port=1, redis_timeout_ms=15_000, **valkey_server.settings()
+    )
     environ = {"RINGLOG_REDIS_HOST": settings.redis_host}
     assert [finding.level for finding in of("redis", list(diagnosed(settings, [], environ)))] == ["ok", "ok"]
     wrong = msgspec.structs.replace(settings, redis_password=Secret("canary"))

@@ -217,8 +217,8 @@ def test_a_killed_replay_is_resumed_to_the_row(name: str, settings: Settings, tm
     connection.execute("truncate table trades")
     with running_writer(settings, tmp_path / "writer.txt"):
         for kill in range(3):
-            running = Running(path, settings, "--resume", "--speed", "1")
-            eventually(lambda: heads(settings) > 0 or running.process.poll() is not None, "rows")  # noqa: B023
+            running = Running(path, settings, "--resume", "--speed", "0.2")  # 20 s of it: none ends before its kill
+            eventually(lambda: heads(settings) > 2 or running.process.poll() is not None, "rows")  # noqa: B023
             running.process.kill()
             code, _, errors = running.ended()
             assert code == -signal.SIGKILL, errors
@@ -240,7 +240,7 @@ def test_a_killed_replay_is_resumed_to_the_row(name: str, settings: Settings, tm
 def test_a_stop_is_no_end(lane_settings: Settings, tmp_path: Path) -> None:
     """SIGTERM in the middle ends with status 130 and says how to go on, which then gives every row once."""
     path = written(tmp_path / "a.csv", trades(300))
-    running = Running(path, lane_settings, "--speed", "0.5")
+    running = Running(path, lane_settings, "--speed", "0.005")  # a minute of it: the signal comes in the middle
     eventually(lambda: heads(lane_settings) > 0, "rows")
     running.process.send_signal(signal.SIGTERM)
     code, outcome, errors = running.ended()
