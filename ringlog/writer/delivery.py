@@ -25,6 +25,7 @@ logger = logging.getLogger("ringlog.writer")
 
 REQUESTS_HELD_MAX = 2
 CONFIRM_INTERVAL_SECONDS = 0.01
+CONFIRM_SURPRISE_SECONDS = 1.0  # a surprise in a client library is no flood of log lines
 # A client bounds each wait for the server, but not their sum: an answer that never ends has ended no wait. A request
 # that has not returned after so long never will, and its thread cannot be ended: the process must be.
 SEND_SECONDS_MAX = 30.0
@@ -217,6 +218,10 @@ class Delivery:
             answers = iter(future.result())
         except RinglogError as error:
             logger.debug("confirm failed: %s", error)
+            return
+        except Exception:  # as in a send; asked again, and given back where it stays so
+            logger.exception("confirm failed unexpectedly")
+            self._confirm_at = time.monotonic() + CONFIRM_SURPRISE_SECONDS
             return
         held: set[str] = set()
         for entry in entries:

@@ -81,6 +81,29 @@ def test_a_tail_waits_for_the_confirmation(lane_settings: Settings) -> None:
     assert sum(rows for table, rows in sink.sent if table == Sample.__table__) == 10  # its own metrics come as well
 
 
+def test_a_surprise_in_a_confirmation_ends_nothing(
+    lane_settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that no sink should raise while it is asked what is applied is logged, and it is asked again."""
+    monkeypatch.setattr("ringlog.writer.delivery.CONFIRM_SURPRISE_SECONDS", 0.01)
+
+    class Surprising(HeldSink):
+        def confirm(self, receipts: Sequence[Receipt]) -> Sequence[bool]:
+            if not self.confirming:
+                raise OSError("a surprise")
+            return super().confirm(receipts)
+
+    settings = msgspec.structs.replace(lane_settings, confirm_timeout_ms=60_000)
+    sink = Surprising()
+    sink.confirming = False
+    with Producer([Sample], settings=settings) as producer, writing(settings, sink):
+        assert producer.appender(Sample).append(1, text_of(1))
+        eventually(lambda: caplog.text.count("confirm failed unexpectedly") > 1, "the surprise, twice")
+        assert tails(lane_settings) == [(1, 0)]
+        sink.confirming = True
+        eventually(lambda: tails(lane_settings) == [(1, 1)], "the tail")
+
+
 def test_a_failing_sink_loses_nothing(lane_settings: Settings) -> None:
     """While the sink fails nothing is lost; afterwards every record is there once."""
     sink = HeldSink()
