@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -117,11 +117,7 @@ class EmbeddedServer:
     @property
     def running(self) -> bool:
         """Whether the process lives (ready or not, stopped by a signal or not)."""
-        if self._process is None:
-            return False
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return bool(self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE)
-        return False
+        return self._process is not None and lives(self._process)
 
     @property
     def log_path(self) -> Path:
@@ -157,8 +153,10 @@ class EmbeddedServer:
 
     def kill(self) -> None:
         """SIGKILL for the server and all its processes, as a crash does; the data stays, `start()` goes on with it."""
-        self._signal(self._processes(), signal.SIGKILL)
-        self._wait_gone(self._stop_timeout_s)
+        processes = self._processes()
+        self._signal(processes, signal.SIGKILL)
+        # All of them: a backend killed in an fsync outlives PostgreSQL's first process, and no other server starts then.
+        self._wait_gone(self._stop_timeout_s, processes)
         if self._child is not None:
             # The guard goes after its server; a life line cut before that would tell it to remove temporary data.
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -213,9 +211,9 @@ class EmbeddedServer:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
-    def _wait_gone(self, timeout_s: float) -> None:
+    def _wait_gone(self, timeout_s: float, processes: Sequence[psutil.Process] = ()) -> None:
         deadline = time.monotonic() + timeout_s
-        while self.running and time.monotonic() < deadline:
+        while (self.running or any(map(lives, processes))) and time.monotonic() < deadline:
             if self._child is not None:
                 self._child.poll()  # reaps a detached server; a guard reaps its own
             time.sleep(POLL_INTERVAL_S / 5)
@@ -298,6 +296,13 @@ class EmbeddedServer:
             text = self.log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
             return f"{self.log_path} ends with\n{text}"
         return "it left no log"
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process is there, at work or stopped; a zombie is not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def choose_ports(
