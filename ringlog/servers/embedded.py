@@ -24,6 +24,7 @@ from ringlog.errors import ServerError, ServerUnavailable
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_BYTES = 2_000
+START_TRIES = 3  # with other ports each
 SAME_START_S = 0.05  # start times come in clock ticks
 
 
@@ -127,6 +128,18 @@ class EmbeddedServer:
         """Starts the server and waits until it answers. Does nothing where it runs already."""
         if self.running:
             return self
+        ran_on = self.ports
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                self._start_once()
+                break
+            except ServerError:
+                if not tries_left or ran_on or not self._lost_a_port():
+                    raise
+                self.ports = {}
+        return self
+
+    def _start_once(self) -> None:
         self._open_data_dir()
         try:
             self._prepare()
@@ -135,7 +148,14 @@ class EmbeddedServer:
         except BaseException:
             self.stop()
             raise
-        return self
+
+    def _lost_a_port(self) -> bool:
+        """Whether something else has a port now that was free when it was chosen: the server binds it much later."""
+        try:
+            choose_ports(self.name, tuple(self.ports), self.ports, {})
+        except ServerError:
+            return not self._given_ports
+        return False
 
     def stop(self) -> None:
         """Ends the server: its stop signal, and SIGKILL after `stop_timeout_s`. Temporary data is removed."""
@@ -155,7 +175,7 @@ class EmbeddedServer:
         """SIGKILL for the server and all its processes, as a crash does; the data stays, `start()` goes on with it."""
         processes = self._processes()
         self._signal(processes, signal.SIGKILL)
-        # All of them: a backend killed in an fsync outlives PostgreSQL's first process, and no other server starts then.
+        # All of them: a backend killed in an fsync outlives PostgreSQL's first process, and none can start until then.
         self._wait_gone(self._stop_timeout_s, processes)
         if self._child is not None:
             # The guard goes after its server; a life line cut before that would tell it to remove temporary data.

@@ -215,6 +215,22 @@ def test_port_in_use_is_named() -> None:
         assert not server.running
 
 
+def test_a_port_that_is_taken_before_the_server_has_it_costs_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something listens on the port that was chosen before the server does: it starts on another one."""
+    monkeypatch.setattr("ringlog.servers.valkey.READY_TIMEOUT_S", 0.2)  # how long the thief is asked
+    thieves: list[socket.socket] = []
+
+    class Robbed(ValkeyServer):
+        def _prepare(self) -> None:
+            super()._prepare()
+            if not thieves:
+                thieves.append(held.enter_context(socket.create_server(("127.0.0.1", self.ports["redis"]))))
+
+    with contextlib.ExitStack() as held, Robbed() as server:
+        assert server.ports["redis"] != thieves[0].getsockname()[1]
+        wait_until(server.answers)
+
+
 def test_unknown_port_name_is_refused() -> None:
     """A port name that the server does not have is an error that lists those it has."""
     with pytest.raises(ServerError, match=r"Valkey: got ports \['http'\], wanted some of \('redis',\)"):
