@@ -184,7 +184,7 @@ def _spin(until_s: float) -> None:
 def _subscribe(port: int, password: str, until_s: float, arrivals: Any) -> None:
     """A subscriber in a process of its own: sends the times between frames, in ms, and how many it missed."""
     times: list[float] = []
-    with Connection(Settings(redis_port=port, redis_password=Secret(password))) as connection:
+    with Connection(Settings(redis_port=port, redis_password=Secret(password), redis_timeout_ms=10_000)) as connection:
         subscriber = Subscriber(connection, Topic.PRICE_UPDATES)
         while time.monotonic() < until_s:
             if subscriber.read(wait_ms=200) is not None:
