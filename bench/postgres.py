@@ -38,8 +38,10 @@ SQL = "select address, symbol, name, decimals, program, extensions from tokens w
 
 def run(tiny: bool) -> Result:
     rounds, repeats = (2, 5) if tiny else (20, 40)
+    # A tiny run says nothing of times, and runs where a start of the server may take longer than calls are tried again.
+    options = {"postgres_retry_timeout_ms": 60_000} if tiny else {}
     with PostgresServer() as server, tempfile.TemporaryDirectory() as runtime_dir:
-        settings = Settings(runtime_dir=runtime_dir, postgres_pool_size_max=CONNECTIONS, **server.settings())
+        settings = Settings(runtime_dir=runtime_dir, postgres_pool_size_max=CONNECTIONS, **server.settings(), **options)
         migrate(settings)
         with Pool(settings) as pool:
             Tokens(pool).save(Token(address=ADDRESS, symbol="USDC", decimals=6))

@@ -170,7 +170,7 @@ class TcpProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def inject(self, fault: Fault) -> None:
-        with self._lock:
+        with self._lock:  # with it: a connection under the fault before is one that is reset
             self._fault = fault
             for connection in list(self._open):
                 connection.reset()
@@ -186,13 +186,14 @@ class TcpProxy:
             try:
                 client = self._tls.wrap_socket(client, server_side=True)
             except OSError:
-                self.refused += 1
+                with self._lock:
+                    self.refused += 1
                 client.close()
                 return
-        self.served += 1
         connection = Connection(client, self._target_port)
-        with self._lock:  # with the fault of now, or it would be reset by whoever changes it
+        with self._lock:
             fault = self._fault
+            self.served += 1
             self._open.add(connection)
             self.hits += fault is not passed
         with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,6 +24,7 @@ from ringlog.errors import ServerError, ServerUnavailable
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_BYTES = 2_000
+START_TRIES = 3  # with other ports each
 SAME_START_S = 0.05  # start times come in clock ticks
 # Below those that Linux and macOS give to whoever asks for any port: nobody is given one of these between its choice
 # and the start of the server, or while a server that will come back to it is away.
@@ -121,11 +122,7 @@ class EmbeddedServer:
     @property
     def running(self) -> bool:
         """Whether the process lives (ready or not, stopped by a signal or not)."""
-        if self._process is None:
-            return False
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return bool(self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE)
-        return False
+        return self._process is not None and lives(self._process)
 
     @property
     def log_path(self) -> Path:
@@ -135,6 +132,18 @@ class EmbeddedServer:
         """Starts the server and waits until it answers. Does nothing where it runs already."""
         if self.running:
             return self
+        ran_on = self.ports
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                self._start_once()
+                break
+            except ServerError:
+                if not tries_left or ran_on or not self._lost_a_port():
+                    raise
+                self.ports = {}
+        return self
+
+    def _start_once(self) -> None:
         self._open_data_dir()
         try:
             self._prepare()
@@ -143,7 +152,14 @@ class EmbeddedServer:
         except BaseException:
             self.stop()
             raise
-        return self
+
+    def _lost_a_port(self) -> bool:
+        """Whether something else has a port now that was free when it was chosen: the server binds it much later."""
+        try:
+            choose_ports(self.name, tuple(self.ports), self.ports, {})
+        except ServerError:
+            return not self._given_ports
+        return False
 
     def stop(self) -> None:
         """Ends the server: its stop signal, and SIGKILL after `stop_timeout_s`. Temporary data is removed."""
@@ -161,8 +177,10 @@ class EmbeddedServer:
 
     def kill(self) -> None:
         """SIGKILL for the server and all its processes, as a crash does; the data stays, `start()` goes on with it."""
-        self._signal(self._processes(), signal.SIGKILL)
-        self._wait_gone(self._stop_timeout_s)
+        processes = self._processes()
+        self._signal(processes, signal.SIGKILL)
+        # All of them: a backend killed in an fsync outlives PostgreSQL's first process, and none can start until then.
+        self._wait_gone(self._stop_timeout_s, processes)
         if self._child is not None:
             # The guard goes after its server; a life line cut before that would tell it to remove temporary data.
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -217,9 +235,9 @@ class EmbeddedServer:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
-    def _wait_gone(self, timeout_s: float) -> None:
+    def _wait_gone(self, timeout_s: float, processes: Sequence[psutil.Process] = ()) -> None:
         deadline = time.monotonic() + timeout_s
-        while self.running and time.monotonic() < deadline:
+        while (self.running or any(map(lives, processes))) and time.monotonic() < deadline:
             if self._child is not None:
                 self._child.poll()  # reaps a detached server; a guard reaps its own
             time.sleep(POLL_INTERVAL_S / 5)
@@ -302,6 +320,13 @@ class EmbeddedServer:
             text = self.log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
             return f"{self.log_path} ends with\n{text}"
         return "it left no log"
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process is there, at work or stopped; a zombie is not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def choose_ports(

@@ -15,6 +15,7 @@ import psutil
 import psycopg
 import pytest
 import redis
+from lane_samples import eventually
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -53,9 +54,7 @@ def test_up_status_down(run: Run, tmp_path: Path) -> None:
         assert client.ping()
     state_file = tmp_path / "runtime" / "servers.json"
     assert stat.S_IMODE(state_file.stat().st_mode) == 0o600
-    status = run("status", "--json")
-    assert status.returncode == 0
-    facts = json.loads(status.stdout)
+    facts = json.loads(ready(run).stdout)
     assert {kind: server["state"] for kind, server in facts["servers"].items()} == {
         "postgres": "ready",
         "valkey": "ready",
@@ -63,12 +62,20 @@ def test_up_status_down(run: Run, tmp_path: Path) -> None:
     assert facts["settings"] == settings
     assert f"export RINGLOG_REDIS_PORT={settings['redis_port']}" in run("status").stdout.splitlines()
     assert json.loads(run("down", "--json").stdout) == {"stopped": ["postgres", "valkey"]}
-    assert not any(psutil.pid_exists(server["pid"]) and alive(server["pid"]) for server in facts["servers"].values())
+    assert not any(alive(server["pid"]) for server in facts["servers"].values())
     assert json.loads(run("up", "postgres", "--json").stdout)["postgres_password"] == settings["postgres_password"]
 
 
 def alive(pid: int) -> bool:
-    return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ready(run: Run) -> subprocess.CompletedProcess[str]:
+    """A status that shows every server ready: one that takes two seconds to answer is shown silent for that moment."""
+    return eventually(lambda: (shown := run("status", "--json")).returncode == 0 and shown, "every server to be ready")
 
 
 def test_up_leaves_what_runs_and_restarts_what_died(run: Run) -> None:
@@ -77,12 +84,12 @@ def test_up_leaves_what_runs_and_restarts_what_died(run: Run) -> None:
     assert run("up", "valkey", "--json").stdout == first
     pid = json.loads(run("status", "--json").stdout)["servers"]["valkey"]["pid"]
     os.kill(pid, signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+    eventually(lambda: not alive(pid), "the server to be dead")
     status = run("status", "--json")
     assert status.returncode == 1
     assert json.loads(status.stdout)["servers"]["valkey"]["state"] == "dead"
     assert run("up", "valkey", "--json").stdout == first
-    assert run("status").returncode == 0
+    ready(run)
 
 
 def test_status_without_servers_exits_1(run: Run) -> None:

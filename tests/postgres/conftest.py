@@ -16,6 +16,15 @@ from ringlog.servers import PostgresServer
 from ringlog.settings import Settings
 
 TEMPLATE = "ringlog_template"
+# A machine that stands still for seconds must not look like a server that is slow: tests of limits set their own.
+PATIENT = {"postgres_timeout_ms": 30_000, "postgres_retry_timeout_ms": 60_000}
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow login is waited for: given up after 2 s it reads as a server that is away, also to a watch that starts."""
+    monkeypatch.setattr("ringlog.postgres.pools.CONNECT_TIMEOUT_S", 30)
+    monkeypatch.setattr("ringlog.postgres.watch.START_TIMEOUT_S", 60.0)
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +39,13 @@ def template_settings(postgres_server: PostgresServer) -> Settings:
 @pytest.fixture
 def empty_database(postgres_settings: Settings) -> Iterator[Settings]:
     """Settings of an empty database of this test alone."""
-    yield from _database(postgres_settings, "template0")
+    yield from _database(msgspec.structs.replace(postgres_settings, **PATIENT), "template0")
 
 
 @pytest.fixture
 def database(postgres_settings: Settings, template_settings: Settings) -> Iterator[Settings]:
     """Settings of a migrated database of this test alone."""
-    yield from _database(postgres_settings, TEMPLATE)
+    yield from _database(msgspec.structs.replace(postgres_settings, **PATIENT), TEMPLATE)
 
 
 def _database(settings: Settings, template: str) -> Iterator[Settings]:
@@ -71,6 +80,7 @@ def own_server(mortal_server: PostgresServer) -> Iterator[PostgresServer]:
 def own_settings(own_server: PostgresServer, instance_dir: Path) -> Iterator[Settings]:
     """Settings of a migrated database of this test alone on `own_server`."""
     settings = Settings(runtime_dir=str(instance_dir), **own_server.settings())
+    settings = msgspec.structs.replace(settings, postgres_retry_timeout_ms=PATIENT["postgres_retry_timeout_ms"])
     for own in _database(settings, "template0"):
         migrate(own)
         yield own

@@ -26,10 +26,12 @@ class Server(ValkeyServer):
         return self.ports["redis"]
 
     def settings_for(self, **changes: Any) -> Settings:
-        return Settings(**{**self.settings(), "redis_retry_timeout_ms": 5_000, **changes})
+        """A command that is slow because the machine stood still must not be sent twice, nor given up."""
+        patient = {"redis_timeout_ms": 10_000, "redis_retry_timeout_ms": 30_000}
+        return Settings(**{**self.settings(), **patient, **changes})
 
     def bare(self) -> redis.Redis:
-        return redis.Redis(port=self.port, password=self.password)
+        return redis.Redis(port=self.port, password=self.password, socket_timeout=60, socket_connect_timeout=60)
 
     def lose_everything(self) -> None:
         """A crash of a server without persistence: it comes back empty."""
@@ -141,7 +143,7 @@ def proxy(server: Server) -> Iterator[CuttingProxy]:
         yield proxy
 
 
-def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Waits for a condition to hold, with a deadline; returns what it returned."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 import redis
+from prompt_attempts import promptly
 from redis.utils import str_if_bytes
 
 from ringlog.arrays import rows_of
@@ -92,10 +93,14 @@ PAYLOADS = {
 
 def use_cache(connection: Connection) -> None:
     cache = Cache(connection)
-    cache.set_price("SOL", "1")
-    cache.set_pool(POOL)
-    assert cache.price("SOL").is_fresh
-    assert cache.pool(ADDRESS).is_fresh
+
+    def use() -> None:
+        cache.set_price("SOL", "1")
+        cache.set_pool(POOL)
+        assert cache.price("SOL").is_fresh
+        assert cache.pool(ADDRESS).is_fresh
+
+    promptly(use)
 
 
 def use_producer(connection: Connection) -> None:
@@ -140,22 +145,27 @@ USERS: dict[str, Callable[[Connection], None]] = {
 @pytest.mark.parametrize("owner", USERS)
 def test_each_owner_writes_what_the_page_says(owner: str, connection: Connection, raw: redis.Redis) -> None:
     """On a real server each part of ringlog leaves the keys that name it, with the type, TTL and size given there."""
-    if owner == "StreamConsumer":
-        use_producer(connection)
-    before = set(raw.scan_iter())
-    USERS[owner](connection)
-    written = defaultdict(list)
-    for key in set(raw.scan_iter()) - before:
-        written[family_of(key.decode()).pattern].append(key)
-    # The trades' stream is the sink's; a Publisher may be given any topic, but is meant for latest states.
-    assert set(written) == {family.pattern for family in CATALOGUE if owner in family.written_by}
-    for keys in written.values():
-        for key in keys:
-            family = family_of(key.decode())
-            assert raw.type(key).decode() == family.redis_type
-            ttl_ms = raw.pttl(key)
-            assert ttl_ms == -1 if family.ttl_s is None else 0 < ttl_ms <= family.ttl_s * 1_000
-            assert largest(raw, key) <= family.item_bytes_max
+
+    def leave_keys() -> None:
+        raw.flushall()
+        if owner == "StreamConsumer":
+            use_producer(connection)
+        before = set(raw.scan_iter())
+        USERS[owner](connection)
+        written = defaultdict(list)
+        for key in set(raw.scan_iter()) - before:
+            written[family_of(key.decode()).pattern].append(key)
+        # The trades' stream is the sink's; a Publisher may be given any topic, but is meant for latest states.
+        assert set(written) == {family.pattern for family in CATALOGUE if owner in family.written_by}
+        for keys in written.values():
+            for key in keys:
+                family = family_of(key.decode())
+                assert raw.type(key).decode() == family.redis_type
+                ttl_ms = raw.pttl(key)
+                assert ttl_ms == -1 if family.ttl_s is None else 0 < ttl_ms <= family.ttl_s * 1_000
+                assert largest(raw, key) <= family.item_bytes_max
+
+    promptly(leave_keys)  # before the first of them expires
 
 
 def largest(raw: redis.Redis, key: bytes) -> int:
@@ -188,7 +198,7 @@ def test_no_other_key_or_channel_is_ever_touched(server: Any, connection: Connec
     for use in USERS.values():
         use(connection)
     raw.echo("the-end")
-    watcher.join(10)
+    watcher.join(60)
     keys, channels = set(), set()
     for command in commands:
         words = command.split(" ")
@@ -201,13 +211,14 @@ def test_no_other_key_or_channel_is_ever_touched(server: Any, connection: Connec
     assert len(channels) == 2
 
 
-def test_a_prefix_goes_before_every_key_and_channel(server: Any, raw: redis.Redis) -> None:
+def test_a_prefix_goes_before_every_key_and_channel(server: Any, raw: redis.Redis, until: Any) -> None:
     """With a prefix nothing is written outside it, and two prefixes do not see each other."""
     with Connection(server.settings_for(redis_key_prefix="demo:")) as connection:
         for use in USERS.values():
             use(connection)
         subscriber = Subscriber(connection, Topic.UI_EVENTS)
         subscriber.read(wait_ms=1)
+        until(raw.pubsub_channels)  # the read did not wait for the answer to its SUBSCRIBE
         assert raw.pubsub_channels() == [b"demo:channel:ui-events"]
         subscriber.close()
     assert {key[:5] for key in raw.scan_iter()} == {b"demo:"}

@@ -206,7 +206,7 @@ def test_the_memory_of_copies_is_bounded(connection: Connection, raw: redis.Redi
 
 
 def test_a_burst_never_takes_a_stream_over_its_limit_and_the_gap_is_exact(
-    connection: Connection, raw: redis.Redis, server: Any
+    connection: Connection, raw: redis.Redis, server: Any, until: Any
 ) -> None:
     """While 30,000 events pour in, XLEN never passes 10,000; a reader left behind learns how many it lost."""
     reader, producer = consumer(connection), StreamProducer(connection)
@@ -223,6 +223,7 @@ def test_a_burst_never_takes_a_stream_over_its_limit_and_the_gap_is_exact(
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
+        until(lambda: lengths)
         producer.publish(UI, [ui(number) for number in range(100, 30_100)])
     finally:
         done.set()
@@ -314,7 +315,7 @@ def test_a_read_waits_for_the_first_event(connection: Connection) -> None:
     thread = threading.Thread(target=lambda: got.extend(numbers(reader.read(wait_ms=60_000).events)))
     thread.start()
     producer.publish(UI, [ui(1)])
-    thread.join(timeout=10)
+    thread.join(timeout=30)
     assert got == [1]
 
 
