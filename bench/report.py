@@ -24,6 +24,7 @@ from bench.figures import Figure, Result, shown
 MAIN_PATH = (
     "append",
     "transfer",
+    "stages",
     "whole_path",
     "freshness",
     "startup",
