@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 def options(cache: Path) -> list[str]:
     """Java's options for a start with the cache, its checksums verified: a damaged one is left alone."""
-    return [f"-XX:AOTCache={cache}", "-XX:+VerifySharedSpaces"] if cache.stat().st_size else []
+    is_there = cache.exists() and cache.stat().st_size > 0
+    return [f"-XX:AOTCache={cache}", "-XX:+VerifySharedSpaces"] if is_there else []
 
 
 def make_once(cache: Path, jar: Path, command: Sequence[str], record: Callable[[list[str]], None]) -> None:
@@ -32,25 +33,37 @@ def make_once(cache: Path, jar: Path, command: Sequence[str], record: Callable[[
     `record` runs `command` (Java first) to its end, with the options given too. Where no cache can be made, an empty
     file stands for it, so that it is not tried at each start again.
     """
+    if _is_younger(cache, jar):
+        return
     import fcntl  # Windows has none, and gets its message where a server is made
 
-    with cache.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if cache.exists() and cache.stat().st_mtime >= jar.stat().st_mtime:
-            return
-        with tempfile.TemporaryDirectory(dir=cache.parent, prefix="aot-") as directory:
-            draft, recording = Path(directory, "cache"), Path(directory, "recording")
-            try:
-                record(["-XX:AOTMode=record", f"-XX:AOTConfiguration={recording}"])
-                create = ["-XX:AOTMode=create", f"-XX:AOTConfiguration={recording}", f"-XX:AOTCache={draft}"]
-                subprocess.run(
-                    [command[0], *create, *command[1:]],
-                    check=True,
-                    timeout=MAKE_TIMEOUT_S,
-                    capture_output=True,
-                    env={**os.environ, "JDK_JAVA_OPTIONS": ""},
-                )
-            except (RinglogError, OSError, subprocess.SubprocessError) as error:
-                log.warning("java starts without a cache, none could be made: path=%s: %s", cache, error)
-                draft.write_bytes(b"")
-            os.replace(draft, cache)
+    try:
+        with cache.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_younger(cache, jar):
+                _make(cache, command, record)
+    except OSError as error:  # a directory that is another's, a full disk
+        log.warning("java starts without a cache: path=%s: %s", cache, error)
+
+
+def _is_younger(cache: Path, jar: Path) -> bool:
+    return cache.exists() and cache.stat().st_mtime >= jar.stat().st_mtime
+
+
+def _make(cache: Path, command: Sequence[str], record: Callable[[list[str]], None]) -> None:
+    with tempfile.TemporaryDirectory(dir=cache.parent, prefix="aot-") as directory:
+        draft, recording = Path(directory, "cache"), Path(directory, "recording")
+        try:
+            record(["-XX:AOTMode=record", f"-XX:AOTConfiguration={recording}"])
+            create = ["-XX:AOTMode=create", f"-XX:AOTConfiguration={recording}", f"-XX:AOTCache={draft}"]
+            subprocess.run(
+                [command[0], *create, *command[1:]],
+                check=True,
+                timeout=MAKE_TIMEOUT_S,
+                capture_output=True,
+                env={**os.environ, "JDK_JAVA_OPTIONS": ""},
+            )
+        except (RinglogError, subprocess.SubprocessError) as error:
+            log.warning("java starts without a cache, none could be made: path=%s: %s", cache, error)
+            draft.write_bytes(b"")
+        os.replace(draft, cache)

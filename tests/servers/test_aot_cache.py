@@ -79,3 +79,14 @@ def test_a_younger_jar_wants_a_cache_of_its_own(jar: Path) -> None:
     os.utime(jar, (later, later))
     aot_cache.make_once(cache, jar, ["java"], refused(starts))
     assert len(starts) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(jar: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where its directory takes no file, which a directory in its place shows to root too, Java starts without."""
+    cache = jar.with_suffix(".aot")
+    jar.with_suffix(".lock").mkdir()
+    starts: list[list[str]] = []
+    aot_cache.make_once(cache, jar, ["java"], refused(starts))
+    assert aot_cache.options(cache) == []
+    assert starts == []
+    assert f"java starts without a cache: path={cache}" in caplog.text
