@@ -143,12 +143,11 @@ class Refuge:
         self._away.add(table)
         self._answered.discard(table)
 
-    def put_away(self, layout: RecordLayout, lanes: Iterable[LaneReader]) -> list[Slots]:
-        """Writes what lanes hold durably into the spool; the runs that are safe now.
+    def put_away(self, layout: RecordLayout, lanes: Iterable[LaneReader]) -> Iterator[list[Slots]]:
+        """Writes what lanes hold durably into the spool, frame by frame; after each, the runs that are safe now.
 
         All lanes share a frame while it has room: each costs an fsync.
         """
-        safe: list[Slots] = []
         readers = list(lanes)
         left = {lane.lane: self._rows_max for lane in readers}
         while runs := self._taken(layout, readers, left):
@@ -168,8 +167,7 @@ class Refuge:
             self._away.add(layout.table)
             if self._mirror is not None:
                 self._mirror.offer(self._drain(layout).decode(runs).batch)
-            safe += runs
-        return safe
+            yield runs
 
     def _taken(self, layout: RecordLayout, readers: Sequence[LaneReader], left: dict[int, int]) -> list[Slots]:
         """What lanes hold next, as much as goes into a frame; `left`: how many rows may still be taken of each."""

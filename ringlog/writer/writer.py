@@ -282,7 +282,8 @@ class Writer:
         return settle
 
     def _put_away(self, layout: RecordLayout, lanes: list[LaneReader]) -> None:
-        self._advance(self._refuge.put_away(layout, lanes))
+        for runs in self._refuge.put_away(layout, lanes):
+            self._advance(runs)  # at once: a writer that is killed before the last frame has still made room
 
     def _advance(self, runs: list[Slots]) -> bool:
         """Moves tails over records that are safe; False where one stays, and its lane is then read again from its tail.

@@ -16,6 +16,7 @@ from ringlog.errors import ConfigurationError, ServerUnavailable
 from ringlog.settings import Settings
 from ringlog.sinks import Batch, Receipt, Request, Sink
 from ringlog.sinks.memory import MemorySink
+from ringlog.spool import Spool
 from ringlog.writer import refuge
 
 TABLE = Sample.__table__
@@ -113,6 +114,36 @@ def test_new_records_follow_those_of_the_spool(settings: Settings) -> None:
             eventually(lambda: len(sink.rows(Sample)) == count, "all rows")
             assert writer._refuge.spooled_rows < count
     assert sink.numbers == list(range(count))
+
+
+def test_a_frame_gives_its_lane_back_before_the_next_is_written(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lanes are put away in two frames, and the first lane has its slots again while the second is being written:
+    a writer that is killed then has still made room."""
+    append, rooms = Spool.append, []
+    with (
+        Producer([Sample], settings=settings) as one,
+        Producer([Sample], settings=settings) as two,
+    ):
+        appenders = [producer.appender(Sample) for producer in (one, two)]
+        capacities = [appender.room for appender in appenders]
+        for appender in appenders:
+            for number in range(REQUEST_ROWS):
+                assert appender.append(number, text_of(number))
+
+        def looked_at(*arguments: Any) -> Any:
+            rooms.append([appender.room for appender in appenders])
+            return append(*arguments)
+
+        monkeypatch.setattr(Spool, "append", looked_at)
+        sink = MemorySink()
+        sink.available = False
+        with writing(settings, sink) as writer:
+            eventually(lambda: writer._refuge.spooled_rows == 2 * REQUEST_ROWS, "the spool")
+    full = [capacity - REQUEST_ROWS for capacity in capacities]
+    assert rooms[0] == full
+    assert rooms[1] in ([capacities[0], full[1]], [full[0], capacities[1]])
 
 
 def test_lanes_wait_for_no_library(settings: Settings) -> None:
