@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.trades import slots, trades
+from bench.trades import trades
 from ringlog import Producer
-from ringlog.arrays import rows_of
 from ringlog.records import LatencySample, Record, Trade
 from ringlog.settings import Settings
 
@@ -33,29 +32,30 @@ def append_all(
 
 
 def append_paced(runtime_dir: str, rates: Mapping[str, float], is_ready: Any, is_stopped: Any) -> None:
-    """Appends at `rates` (records/s by record type's name), a small array every few milliseconds, until stopped."""
-    arrays = {"Trade": slots(1000), "LatencySample": latency_slots(1000)}
-    types: dict[str, type[Record]] = {"Trade": Trade, "LatencySample": LatencySample}
-    with Producer([types[name] for name in rates], settings=Settings(runtime_dir=runtime_dir)) as producer:
-        appenders = {name: producer.appender(types[name]) for name in rates}
+    """Appends at `rates` (records/s by record type's name) one by one, a few every few milliseconds, until stopped.
+
+    Not as arrays: `append_many` looks at each field of an array with numpy, which for a few rows takes as long as a
+    thousand appends, and what is measured beside this load would share its processor with that.
+    """
+    latencies = [("executor", "quote", 50.0 + number % 37) for number in range(1000)]
+    kinds: dict[str, tuple[type[Record], list[Any]]] = {
+        "Trade": (Trade, trades(1000)),
+        "LatencySample": (LatencySample, latencies),
+    }
+    with Producer([kinds[name][0] for name in rates], settings=Settings(runtime_dir=runtime_dir)) as producer:
+        appends = {name: producer.appender(kinds[name][0]).append for name in rates}
         done = dict.fromkeys(rates, 0)
         is_ready.release()
         began = time.monotonic()
         while not is_stopped.is_set():
             elapsed = time.monotonic() - began
             for name, rate in rates.items():
-                rows = min(int(rate * elapsed) - done[name], 1000)
-                if rows > 0:
-                    part = arrays[name][:rows]
-                    part["timestamp"] = time.time_ns() // 1000
-                    appenders[name].append_many(part)
-                    done[name] += rows
+                append, records = appends[name], kinds[name][1]
+                due = min(int(rate * elapsed), done[name] + len(records))
+                for number in range(done[name], due):
+                    append(*records[number % len(records)])
+                done[name] = max(due, done[name])
             time.sleep(CHUNK_SECONDS)
-
-
-def latency_slots(count: int) -> Any:
-    names = {"service": ["executor"] * count, "operation": ["quote"] * count}
-    return rows_of(LatencySample, {**names, "latency_us": [50.0 + i % 37 for i in range(count)]})
 
 
 @contextlib.contextmanager
