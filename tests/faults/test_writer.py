@@ -104,6 +104,7 @@ def test_18_garbage_for_a_head(path: WholePath, monkeypatch: pytest.MonkeyPatch)
         append(100)
         eventually(lambda: path.stored() == 101, "the records of the other")
         assert any(f"{card.lane:016x}" in text for text in path.proof().unproved)
+        assert writer._refuge.corrupt == 0, "slots that nobody wrote were looked at"
         store(segment.memory, HEAD_OFFSET, 1)
         segment.close()
         assert writer.statistics.errors == 0
