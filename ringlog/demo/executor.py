@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,9 +40,6 @@ class Orders(msgspec.Struct):
 
 def run(orders: Orders, is_started: Any, is_stopped: Any) -> None:
     """The process's main: waits for `is_started`, trades until done or `is_stopped`, writes its result to files."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        # The session is told, and says when to stop: by events, at which it would wait for whoever died in one of them.
-        signal.signal(number, signal.SIG_IGN)
     end_with_parent()
     watch = TimedAppends(Durations(orders.result_dir, orders.index, create=True))
     producer = Producer([Trade, LatencySample], settings=Settings(runtime_dir=orders.runtime_dir)).open()

@@ -8,7 +8,6 @@ pool is a model: constant product, its price held at the recording's middle as a
 from __future__ import annotations
 
 import math
-import signal
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -105,10 +104,8 @@ def _units(amount: float, decimals: int) -> int:
 
 def run(plan: Plan, lines: Any, is_started: Any, is_stopped: Any) -> None:
     """The process's main: plays the recording once, appends a LatencySample for every message with an event time."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    settings = plan.settings()
     end_with_parent()
+    settings = plan.settings()
     lockstep = Lockstep(lines, is_stopped)
     untried = msgspec.structs.replace(settings, redis_retry_timeout_ms=0)
     with (

@@ -7,7 +7,6 @@ itself; how much goes through lanes it reads from the lanes, which costs their o
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 import urllib.error
 import urllib.request
@@ -112,10 +111,8 @@ def _called(url: str) -> None:
 
 def run(plan: Plan, is_finishing: Any, is_stopped: Any) -> None:
     """The process's main: a round a second until `is_finishing`, and one for the whole session."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    settings = plan.settings()
     end_with_parent()
+    settings = plan.settings()
     small = msgspec.structs.replace(settings, postgres_pool_size_max=1, query_pool_size_min=1, query_pool_size_max=1)
     with (
         Connection(settings) as connection,

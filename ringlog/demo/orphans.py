@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +24,12 @@ CLEAR_TIMEOUT_S = 20.0  # the writer's guard gives it 10 s
 
 
 def end_with_parent() -> None:
-    """From now on this process ends when the one that started it is gone, whatever it is doing."""
+    """From now on this process ends when the one that started it is gone, whatever it is doing, and by no signal.
+
+    That one is told, and says when to stop: by events, at which it would wait for whoever died in one of them.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import json
-import signal
 import time
 from collections.abc import Callable
 from decimal import Decimal
@@ -282,10 +281,8 @@ def _metadata(trade: MarketTrade, market: Market, trader: Trader) -> str:
 
 def run(plan: Plan, index: int, lines: Any, is_started: Any, is_stopped: Any) -> None:
     """The process's main: trades its share of the recording, then writes its result."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    settings = plan.settings()
     end_with_parent()
+    settings = plan.settings()
     timed = TimedAppends(Durations(plan.result_dir, index, create=True))
     small = msgspec.structs.replace(settings, postgres_pool_size_max=2)
     with (

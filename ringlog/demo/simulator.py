@@ -8,7 +8,6 @@ protected trade what would have happened to it in the public mempool.
 
 from __future__ import annotations
 
-import signal
 import time
 from typing import Any, NamedTuple
 
@@ -74,10 +73,8 @@ def simulated(trade: Trade, decision: Decision, seed: int) -> Outcome:
 
 def run(plan: Plan, expected: Any, is_ready: Any, is_stopped: Any) -> None:
     """The process's main: simulates trades until it has `expected.value` of them (negative: not known yet)."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    settings = plan.settings()
     end_with_parent()
+    settings = plan.settings()
     with Connection(settings) as connection, plan.producer([MevMetric], settings) as producer:
         consumer = StreamConsumer(connection, Topic.TRADE_EVENTS, GROUP, "simulator")
         consumer.create_group("first")
