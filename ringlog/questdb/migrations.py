@@ -68,13 +68,12 @@ def _migrated(connection: Connection, layout: RecordLayout, check: bool) -> Migr
 def _migrated_view(connection: Connection, rollup: Rollup, check: bool, *, is_refilled: bool) -> Migration:
     migration = Migration("questdb", rollup.view)
     try:
-        before = views.transaction(connection, rollup.view)
         migration.statements = views.needed(connection, rollup, script(rollup.view) or "", is_refilled=is_refilled)
-        if not check:
+        if migration.statements and not check:
+            before = views.transaction(connection, rollup.view)
             _apply(connection, rollup.view, migration.statements)
-            if migration.statements and not check:
-                # A view over this one turns invalid while this one is filled anew: it is filled anew afterwards.
-                views.wait_valid(connection, rollup.view, before)
+            # A view over this one turns invalid while this one is filled anew: it is filled anew afterwards.
+            views.wait_valid(connection, rollup.view, before)
     except SchemaMismatch as error:
         migration.problem = str(error)
     return migration
@@ -91,5 +90,5 @@ def _migrated_audit(connection: Connection, check: bool) -> Migration:
 
 def _apply(connection: Connection, name: str, statements: list[str]) -> None:
     for statement in statements:
-        connection.execute(statement, timeout_s=views.STATEMENT_TIMEOUT_S)
+        connection.execute(statement, timeout_s=tables.STATEMENT_TIMEOUT_S)
         _logger.info("migrated name=%s statement=%r", name, statement)

@@ -23,7 +23,7 @@ SYMBOL_CAPACITY_MIN = 16
 SYMBOL_CAPACITY = 1024
 # How long a schema change that the server has logged but not applied may keep a check waiting.
 SETTLE_TIMEOUT_S = 2.0
-# Making or changing a table keeps a busy server for longer than an ordinary question may take.
+# Making or changing a table, or filling a view, keeps a server busy for longer than an ordinary question may take.
 STATEMENT_TIMEOUT_S = 30.0
 _SETTLE_POLL_S = 0.01
 

@@ -8,9 +8,8 @@ import time
 from ringlog.errors import SchemaMismatch
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.rollups import Rollup
+from ringlog.questdb.tables import STATEMENT_TIMEOUT_S
 
-# Making or filling a view keeps a small server busy for longer than an ordinary question may take.
-STATEMENT_TIMEOUT_S = 30.0
 # Filling a day of 100 million rows takes 10 s.
 VALID_TIMEOUT_S = 300.0
 # A moment passes before REFRESH ... FULL takes effect.
