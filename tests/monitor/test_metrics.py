@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -24,6 +22,7 @@ from ringlog.monitor.metrics import MetricsServer
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.migrations import migrate
 from ringlog.records import PLATFORM_RECORDS, layout_of
+from ringlog.servers.embedded import free_socket
 from ringlog.settings import Settings
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "schemas" / "grafana" / "ringlog.json").read_text())
@@ -41,12 +40,9 @@ def scraped(port: int) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 
 def free_port() -> int:
-    """A free port below those that are given to whoever asks for any: nobody is given it before the writer has it."""
-    port = 20_000 + os.getpid() % 10_000
-    while True:
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-        port += 1
+    """A free port that nobody who asks for any is given before the writer has it."""
+    with free_socket() as held:
+        return int(held.getsockname()[1])
 
 
 def test_a_running_writer_serves_every_metric_of_the_dashboard(settings: Settings) -> None:
