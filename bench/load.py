@@ -34,8 +34,8 @@ def append_all(
 def append_paced(runtime_dir: str, rates: Mapping[str, float], is_ready: Any, is_stopped: Any) -> None:
     """Appends at `rates` (records/s by record type's name) one by one, a few every few milliseconds, until stopped.
 
-    Not as arrays: `append_many` looks at each field of an array with numpy, which for a few rows takes as long as a
-    thousand appends, and what is measured beside this load would share its processor with that.
+    Not as arrays: `append_many` looks at each field of an array with numpy, which for a few rows takes longer
+    than a thousand appends, and what is measured beside this load would share its processor with that.
     """
     latencies = [("executor", "quote", 50.0 + number % 37) for number in range(1000)]
     kinds: dict[str, tuple[type[Record], list[Any]]] = {
