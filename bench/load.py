@@ -28,7 +28,7 @@ def append_all(
         for at in range(0, count, len(records)):
             for record in records[: count - at]:
                 while not append(*record):
-                    time.sleep(0.001)
+                    time.sleep(0.01)
 
 
 def append_paced(runtime_dir: str, rates: Mapping[str, float], is_ready: Any, is_stopped: Any) -> None:

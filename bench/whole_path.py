@@ -129,7 +129,7 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
                         name=f"{what}, against the client alone",
                         value=100 * median_ratio(found, "ringlog", "client"),
                         unit="%",
-                        at_least=80,
+                        at_least=90,
                     ),
                     Figure(
                         name=f"client alone, {request_rows:,} rows a request",
