@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+
+from lane_samples import DEADLINE_SECONDS
 
 from ringlog.questdb.sink import QuestdbSink
 from ringlog.settings import Settings
@@ -21,10 +24,20 @@ def writing(
 ) -> Iterator[Writer]:
     """A writer that runs (into QuestDB, if no sink is given) until the end of the block; raises what its run raised."""
     writer = Writer(settings, sink if sink is not None else QuestdbSink(settings), mirror, cuts)
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        ran = thread.submit(writer.run)
+    ended: Future[None] = Future()
+
+    def run() -> None:
         try:
-            yield writer
-        finally:
-            writer.stop()
-            ran.result()
+            writer.run()
+        except BaseException as error:  # noqa: BLE001 - raised at the end of the block
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    # A daemon: one that no longer stops fails its test, and does not keep the test run from ending.
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        yield writer
+    finally:
+        writer.stop()
+        ended.result(DEADLINE_SECONDS)
