@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -13,8 +14,9 @@ import psycopg
 
 from bench.figures import Figure, Result, interleaved, main, median_ratio
 from bench.query_data import fill
-from bench.stack import connect, server
+from bench.stack import connect, connection_options, server
 from ringlog.errors import ServerUnavailable
+from ringlog.questdb.async_queries import AsyncQueries
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.pools import PREPARE_THRESHOLD, UtcTimestampLoader
 from ringlog.questdb.queries import Queries
@@ -41,6 +43,7 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
         seconds, rounds = (0.3, 1) if tiny else (2.5, 5)
         with Queries(settings) as queries:
             found = throughput(settings, queries, seconds, rounds)
+            found.append(throughput_async(settings, seconds, rounds))
             found += overhead(settings, 5 if tiny else 60)
             found.append(recovery(questdb, queries))
             statistics_ = queries.statistics()
@@ -135,6 +138,47 @@ def looped(calls: list[Callable[[], Any]], seconds: float, waits: list[float]) -
     return sum(counts) / (time.perf_counter() - first)
 
 
+def throughput_async(settings: Settings, seconds: float, rounds: int) -> Figure:
+    """The same queries by tasks of one event loop, against a task for each of as many bare asyncio connections."""
+    options = {**connection_options(settings), "prepare_threshold": PREPARE_THRESHOLD}
+    with asyncio.Runner() as runner:
+        bare = [runner.run(psycopg.AsyncConnection.connect(**options)) for _ in range(CONNECTIONS)]
+        queries = runner.run(AsyncQueries(settings).open())
+
+        def dedicated() -> float:
+            return runner.run(looped_async([lambda c=c: ask_async(c, LARGE) for c in bare], seconds))
+
+        def pooled() -> float:
+            return runner.run(looped_async([lambda: queries.execute_query(LAST_TRADES, LARGE)] * CALLERS, seconds))
+
+        contenders = {"dedicated": dedicated, "pooled": pooled}
+        interleaved(contenders, 1)
+        values = interleaved(contenders, rounds)
+        runner.run(queries.close())
+        for connection in bare:
+            runner.run(connection.close())
+    return Figure(
+        name=f"AsyncQueries under {CALLERS} tasks, against dedicated bare asyncio connections",
+        value=median_ratio(values, "pooled", "dedicated") * 100,
+        unit="%",
+    )
+
+
+async def looped_async(calls: list[Callable[[], Awaitable[Any]]], seconds: float) -> float:
+    """Calls/s of all together, as `looped` counts them."""
+    first = time.perf_counter()
+
+    async def loop(call: Callable[[], Awaitable[Any]]) -> int:
+        count = 0
+        while time.perf_counter() < first + seconds:
+            await call()
+            count += 1
+        return count
+
+    counts = await asyncio.gather(*map(loop, calls))
+    return sum(counts) / (time.perf_counter() - first)
+
+
 def overhead(settings: Settings, rounds: int) -> list[Figure]:
     """A typed query of 1,000 rows, its rows made, against a bare cursor that fetches the same rows as tuples.
 
@@ -212,6 +256,12 @@ def ask(connection: psycopg.Connection[Any], parameters: tuple[Any, ...]) -> lis
     cursor = connection.cursor(binary=True)
     cursor.execute(LAST_TRADES, parameters)
     return cursor.fetchall()
+
+
+async def ask_async(connection: psycopg.AsyncConnection[Any], parameters: tuple[Any, ...]) -> list[Any]:
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(LAST_TRADES, parameters)
+    return await cursor.fetchall()
 
 
 if __name__ == "__main__":

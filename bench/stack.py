@@ -123,10 +123,18 @@ def private_bytes(pid: int) -> int:
 
 def connect(settings: Settings, **options: Any) -> psycopg.Connection[Any]:
     """A bare connection to QuestDB, for what a benchmark compares ringlog with."""
-    return psycopg.connect(
-        host=settings.questdb_host, port=settings.questdb_pg_port, user=settings.questdb_user,
-        password=settings.questdb_password.reveal(), dbname="qdb", autocommit=True, **options,
-    )  # fmt: skip
+    return psycopg.connect(**connection_options(settings), **options)
+
+
+def connection_options(settings: Settings) -> dict[str, Any]:
+    return {
+        "host": settings.questdb_host,
+        "port": settings.questdb_pg_port,
+        "user": settings.questdb_user,
+        "password": settings.questdb_password.reveal(),
+        "dbname": "qdb",
+        "autocommit": True,
+    }
 
 
 def wait_until_applied(connection: psycopg.Connection[Any], table: str, rows: int) -> None:
