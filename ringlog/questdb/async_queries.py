@@ -170,7 +170,7 @@ class AsyncQueries:
         try:
             return await self._attempt(work, deadline)
         except ServerUnavailable as error:
-            if not again(error):
+            if not again(error) or time.monotonic() >= deadline:
                 raise
         async for attempt in stamina.retry_context(on=again, timeout=deadline - time.monotonic(), **pools.BACKOFF):
             with attempt:
@@ -178,10 +178,13 @@ class AsyncQueries:
         raise AssertionError("a retry context ends with a result or an error")
 
     async def _attempt(self, work: Callable[[Any, float], Awaitable[_T]], deadline: float) -> _T:
+        token = pools.call_deadline.set(deadline)
         try:
             connection = await self._pool.getconn(pools.acquire_seconds(deadline))
         except (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg_pool.TooManyRequests) as error:
             raise pools.acquire_error(error, self._server, self._health, self._pool.get_stats()) from None
+        finally:
+            pools.call_deadline.reset(token)
         connection.deadline = deadline
         try:
             return await work(connection, deadline)

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import time
+from contextvars import ContextVar
 from typing import Any, NoReturn, cast
 
 import psycopg
@@ -51,6 +52,9 @@ WAIT_INTERVAL_S = 0.1
 # a server that is back.
 ACQUIRE_TIMEOUT_S = 1.0
 RECONNECT_TIMEOUT_S = 3.0
+# When the call that asks for a connection must end (monotonic seconds). psycopg_pool makes its health check in the
+# thread or task that asks, and hands it the connection alone.
+call_deadline: ContextVar[float] = ContextVar("call_deadline", default=float("inf"))
 # How calls are made again after a connection failed (stamina's arguments).
 BACKOFF: dict[str, Any] = {"attempts": None, "wait_initial": 0.05, "wait_max": 0.5, "wait_jitter": 0.05}
 
@@ -154,17 +158,22 @@ def _needs_check(connection: PooledConnection | AsyncPooledConnection) -> bool:
     return not fresh or connection.used_at <= connection.health.failed_at
 
 
+def _check_deadline() -> float:
+    # A check that goes on after its caller's time would have the caller wait for a server that hangs.
+    return min(time.monotonic() + CHECK_TIMEOUT_S, call_deadline.get())
+
+
 def check(connection: PooledConnection) -> None:
     """The pool's health check: raises where a connection that was idle, or older than a failure, does not answer."""
     if _needs_check(connection):
-        connection.deadline = time.monotonic() + CHECK_TIMEOUT_S
+        connection.deadline = _check_deadline()
         connection.execute("select 1")
         connection.used_at = time.monotonic()
 
 
 async def check_async(connection: AsyncPooledConnection) -> None:
     if _needs_check(connection):
-        connection.deadline = time.monotonic() + CHECK_TIMEOUT_S
+        connection.deadline = _check_deadline()
         await connection.execute("select 1")
         connection.used_at = time.monotonic()
 

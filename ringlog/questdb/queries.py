@@ -165,7 +165,7 @@ class Queries:
         try:
             return self._attempt(work, deadline)
         except ServerUnavailable as error:
-            if not again(error):
+            if not again(error) or time.monotonic() >= deadline:
                 raise
         for attempt in stamina.retry_context(on=again, timeout=deadline - time.monotonic(), **pools.BACKOFF):
             with attempt:
@@ -173,10 +173,13 @@ class Queries:
         raise AssertionError("a retry context ends with a result or an error")
 
     def _attempt(self, work: Callable[[Any, float], _T], deadline: float) -> _T:
+        token = pools.call_deadline.set(deadline)
         try:
             connection = self._pool.getconn(pools.acquire_seconds(deadline))
         except (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg_pool.TooManyRequests) as error:
             raise pools.acquire_error(error, self._server, self._health, self._pool.get_stats()) from None
+        finally:
+            pools.call_deadline.reset(token)
         connection.deadline = deadline
         try:
             return work(connection, deadline)

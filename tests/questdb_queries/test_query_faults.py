@@ -10,6 +10,7 @@ import pytest
 from platform_rows import wait_until
 
 from ringlog.errors import RinglogError, ServerRefused, ServerUnavailable
+from ringlog.questdb import pools
 from ringlog.questdb.async_queries import AsyncQueries
 from ringlog.questdb.queries import Queries
 from ringlog.servers import QuestDBServer
@@ -63,6 +64,39 @@ async def test_hanging_server(own_server: QuestDBServer) -> None:
                 own_server.continue_signal()
             assert queries.execute_query("SELECT 1 x", timeout_ms=RECOVERY_S * 1_000).rows()[0].x == 1
             assert (await async_queries.execute_query("SELECT 1 x", timeout_ms=RECOVERY_S * 1_000)).rows()[0].x == 1
+
+
+async def test_hanging_server_and_idle_connection(own_server: QuestDBServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The health check of an idle connection ends with its caller's time, not with its own, and is not made again."""
+    # Of its own it has so long that a call which waits for it is told apart from one that ends after 0.3 s.
+    monkeypatch.setattr(pools, "CHECK_TIMEOUT_S", 30.0)
+    one = {"query_pool_size_min": 1, "query_pool_size_max": 1}
+    settings = Settings(**own_server.settings(), query_timeout_ms=PATIENT_MS, **one)
+
+    async def ask(queries: Queries | AsyncQueries) -> None:
+        if isinstance(queries, Queries):
+            await asyncio.to_thread(queries.get_trades, timeout_ms=300)
+        else:
+            await queries.get_trades(timeout_ms=300)
+
+    with Queries(settings) as queries:
+        async with AsyncQueries(settings) as async_queries:
+            queries.get_trades()
+            await async_queries.get_trades()
+            own_server.stop_signal()
+            try:
+                for each in (queries, async_queries):
+                    each._health.failed_at = time.monotonic()  # as after a second of idling: it must be checked
+                    requests = each.statistics()["requests_num"]
+                    began = time.monotonic()
+                    with pytest.raises(ServerUnavailable, match="no connection"):
+                        await ask(each)
+                    assert time.monotonic() - began < 20
+                    assert each.statistics()["requests_num"] == requests + 1
+            finally:
+                own_server.continue_signal()
+            assert len(queries.get_trades(timeout_ms=RECOVERY_S * 1_000)) == 0
+            assert len(await async_queries.get_trades(timeout_ms=RECOVERY_S * 1_000)) == 0
 
 
 def test_restart_under_load(own_server: QuestDBServer) -> None:
