@@ -132,7 +132,7 @@ def _show(result: Result[Any], as_format: str, as_json: bool, output: Path | Non
     if result.partial:
         click.echo(f"ringlog: partial: out of time, the rows cover {_span(result)}", err=True)
     elif result.limited:
-        click.echo(f"ringlog: {len(result)} rows, the limit: there are more", err=True)
+        click.echo(f"ringlog: {len(result)} rows, the limit: there may be more", err=True)
 
 
 def _span(result: Result[Any]) -> str:

@@ -53,8 +53,9 @@ class Result(Generic[RowT]):
     """The rows of one query; a sequence of typed rows, and a table for Arrow, pandas and Polars.
 
     `partial`: the query ran out of time, and the rows cover `span` only (None: no part of it); `continuation` gives
-    the rest. `limited`: more rows matched than the limit let through. `source`: "view" where aggregates came from
-    minute views (raw rows at the edges), "raw" where they came from raw rows alone.
+    the rest. `limited`: the rows are as many as the limit lets through, and more matched, or time ran out before it was
+    known whether more did. `source`: "view" where aggregates came from minute views (raw rows at the edges), "raw"
+    where they came from raw rows alone.
     """
 
     def __init__(

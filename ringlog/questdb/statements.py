@@ -118,10 +118,12 @@ def _trade_result(
     span = None
     if covered is not None and covered[0] is not None and covered[1] is not None:
         span = Span(time_of(covered[0]), time_of(covered[1]))
+    if partial and len(found) >= wanted.limit:
+        # All that was asked for is here. Time ran out over whether there is more: a rest would begin past the limit.
+        partial, limited = False, True
     continuation = None
-    # Rows exactly at the limit, and time ran out before it was known whether there are more: nothing is left to fetch.
     if partial:
-        changes: dict[str, Any] = {"limit": max(1, wanted.limit - len(found))}
+        changes: dict[str, Any] = {"limit": wanted.limit - len(found)}
         if covered is not None:
             changes |= {"end": covered[0]} if wanted.order == "newest" else {"start": covered[1]}
         continuation = Continuation("get_trades", {"filter": msgspec.structs.replace(wanted, **changes)})

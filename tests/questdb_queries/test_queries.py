@@ -1,4 +1,4 @@
-"""Typed queries against a real QuestDB: what they return, NULL and empty, hostile text, frames, partial results."""
+"""Typed queries against a real QuestDB: what they return, NULL and empty, hostile text, frames."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from platform_rows import Execute, Insert, trade, wait_until
 
-from ringlog.errors import QueryError, QueryTimeout, SchemaMismatch, ServerUnavailable
-from ringlog.questdb import statements
+from ringlog.errors import QueryError, QueryTimeout, SchemaMismatch
 from ringlog.questdb.async_queries import AsyncQueries
 from ringlog.questdb.filters import TradeFilter, time_of
 from ringlog.questdb.queries import Queries
@@ -293,93 +292,6 @@ def test_timeout_raises_and_ends_the_query(queries: Queries, execute: Execute) -
     running = "SELECT query FROM query_activity() WHERE query LIKE %s AND NOT query LIKE %s"
     wait_until(lambda: not execute(running, ("%long_sequence(1000000000%", "%activity%")), "the server to stop working")
     assert queries.execute_query("SELECT 1 x").rows()[0].x == 1
-
-
-@pytest.mark.usefixtures("empty")
-def test_partial_trades(queries: Queries, insert: Insert, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A query that runs out of time gives whole newest spans, says which, and goes on without a gap or a double."""
-    insert("trades", [trade(BASE + i * 1_200 * SECOND) for i in range(300)])
-    whole = [row.seq for row in queries.get_trades()]
-    assert len(whole) == 300
-
-    class OutOfTime:
-        """Lets the first `steps` statements of a real plan through, then throws what a passed deadline throws."""
-
-        def __init__(self, steps: int) -> None:
-            self.left = steps
-
-    for steps in range(4):
-        allowed = OutOfTime(steps)
-        step = Queries._step
-
-        def limited(self: Queries, connection: Any, wanted: Any, allowed: OutOfTime = allowed, step: Any = step) -> Any:
-            if allowed.left == 0:
-                raise QueryTimeout("out of time")
-            allowed.left -= 1
-            return step(self, connection, wanted)
-
-        for order in ("newest", "oldest"):
-            allowed.left = steps
-            with monkeypatch.context() as patch:
-                patch.setattr(Queries, "_step", limited)
-                first = queries.get_trades(order=order)
-            assert first.partial
-            assert first.continuation is not None
-            seqs = [row.seq for row in first]
-            # The newest are asked for at once, before anything is known of the table; here they are long past.
-            empty_steps = {"newest": 3, "oldest": 2}[order]
-            assert (len(first) > 0) == (steps >= empty_steps)
-            assert len(first) < 300
-            if first.span is None:
-                assert steps < empty_steps
-            else:
-                assert all(first.span.start <= row.timestamp < first.span.end for row in first)
-            rest = queries.resume(first.continuation)
-            assert not rest.partial
-            assert seqs + [row.seq for row in rest] == (whole if order == "newest" else whole[::-1])
-
-
-@pytest.mark.usefixtures("empty")
-def test_partial_by_a_real_deadline(
-    queries: Queries, execute: Execute, insert: Insert, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a server that really is too slow for the time given, the newest whole pieces come back as partial."""
-    rows = 3_000_000
-    execute(
-        "INSERT INTO latencies SELECT timestamp_sequence(cast(%s as timestamp), 28800), 1, x, 's', 'o', rnd_double() "
-        f"FROM long_sequence({rows})",
-        (BASE,),
-        timeout_s=60,
-    )
-    insert("latencies", [], views=False)
-    # Raw rows only, as without a view: ln() over three million rows does not fit into the time below.
-    monkeypatch.setattr("ringlog.questdb.aggregates._freshness", _no_view)
-    timeout_ms = 400.0
-    for _ in range(60):
-        try:
-            result = queries.get_latency_percentiles(
-                "s", "o", 86_400, end=BASE + 86_400 * SECOND, timeout_ms=timeout_ms
-            )
-        except ServerUnavailable:  # too short even for a connection, of which the call before has closed one
-            timeout_ms *= 1.3
-            continue
-        if result.partial and result.span is not None:
-            break
-        # Too long, and it is complete; too short, and not even the first piece is there: the next is in between.
-        timeout_ms *= 1.3 if result.partial else 0.7
-    assert result.partial
-    assert result.span is not None
-    assert result.span.end == time_of(BASE + 86_400 * SECOND)
-    covered = (result.span.end - result.span.start) // datetime.timedelta(microseconds=1)
-    assert result.rows()[0].samples == pytest.approx(covered / 28_800, rel=0.001)
-    assert result.continuation is not None
-    rest = queries.resume(result.continuation, timeout_ms=60_000)
-    assert result.rows()[0].samples + rest.rows()[0].samples == rows
-
-
-def _no_view(*_: Any) -> Any:
-    now = yield statements.Statement("SELECT now()::long")
-    return now[0][0], False
 
 
 def test_prepared_statements(settings: Settings, insert: Insert, execute: Execute, empty: None) -> None:

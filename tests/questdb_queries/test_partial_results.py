@@ -1,0 +1,193 @@
+"""Queries that run out of time: what they have so far, what part of the span that is, and the call for the rest."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from platform_rows import Execute, Insert, trade
+
+from ringlog.errors import QueryTimeout, ServerUnavailable
+from ringlog.questdb import statements
+from ringlog.questdb.async_queries import AsyncQueries
+from ringlog.questdb.filters import time_of
+from ringlog.questdb.queries import Queries
+from ringlog.questdb.results import Result
+from ringlog.settings import Settings
+
+BASE = 1_760_000_000_000_000  # a moment in October 2025
+SECOND, DAY = 1_000_000, 86_400_000_000
+# The statements until the first rows come: the newest are asked for at once, before anything is known of the table.
+STEPS_TO_ROWS = {"newest": 3, "oldest": 2}
+# More than any of the queries here has.
+STEPS_MAX = 200
+
+
+def run_out_of_time(patch: pytest.MonkeyPatch, owner: type[Queries | AsyncQueries], steps: int) -> None:
+    """Lets the first `steps` statements of a real plan through, then throws what a passed deadline throws."""
+    step: Any = owner._step
+    left = steps
+
+    def limited(self: Any, connection: Any, wanted: Any) -> Any:
+        nonlocal left
+        if left == 0:
+            raise QueryTimeout("out of time")
+        left -= 1
+        return step(self, connection, wanted)
+
+    patch.setattr(owner, "_step", limited)
+
+
+def cut_short(monkeypatch: pytest.MonkeyPatch, steps: int, ask: Callable[[], Result[Any]]) -> Result[Any]:
+    with monkeypatch.context() as patch:
+        run_out_of_time(patch, Queries, steps)
+        return ask()
+
+
+def every_cut(
+    queries: Queries, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], Result[Any]]
+) -> Iterator[tuple[Result[Any], Result[Any]]]:
+    """What `ask` gives cut short after each of its statements in turn, and the rest of that."""
+    parts = 0
+    for steps in range(STEPS_MAX):
+        first = cut_short(monkeypatch, steps, ask)
+        if not first.partial:
+            assert parts > 0, "never cut between two pieces: the test proves nothing"
+            return
+        parts += first.span is not None
+        assert first.continuation is not None
+        rest = queries.resume(first.continuation)
+        assert not rest.partial
+        yield first, rest
+    pytest.fail(f"no whole answer after {STEPS_MAX} statements")
+
+
+@pytest.mark.usefixtures("empty")
+def test_partial_trades(queries: Queries, insert: Insert, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query that runs out of time gives whole newest spans, says which, and goes on without a gap or a double."""
+    insert("trades", [trade(BASE + i * 1_200 * SECOND) for i in range(300)])
+    whole = [row.seq for row in queries.get_trades()]
+    assert len(whole) == 300
+    for steps in range(4):
+        for order, empty_steps in STEPS_TO_ROWS.items():
+            first = cut_short(monkeypatch, steps, lambda order=order: queries.get_trades(order=order))
+            assert first.partial
+            assert first.continuation is not None
+            seqs = [row.seq for row in first]
+            assert (len(first) > 0) == (steps >= empty_steps)
+            assert len(first) < 300
+            if first.span is None:
+                assert steps < empty_steps
+            else:
+                assert all(first.span.start <= row.timestamp < first.span.end for row in first)
+            rest = queries.resume(first.continuation)
+            assert not rest.partial
+            assert seqs + [row.seq for row in rest] == (whole if order == "newest" else whole[::-1])
+
+
+@pytest.mark.usefixtures("empty")
+def test_out_of_time_at_the_limit(queries: Queries, insert: Insert, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as many rows as the limit lets through nothing is left to fetch; with one less, exactly one row is."""
+    insert("trades", [trade(BASE + i * 1_200 * SECOND) for i in range(300)])
+    whole = [row.seq for row in queries.get_trades()]
+    for order, steps in STEPS_TO_ROWS.items():
+        asked = whole if order == "newest" else whole[::-1]
+
+        def cut(limit: int, order: str = order, steps: int = steps) -> Result[Any]:
+            return cut_short(monkeypatch, steps, lambda: queries.get_trades(order=order, limit=limit))
+
+        rows = len(cut(300))
+        assert 0 < rows < 299
+        full, lacking = cut(rows), cut(rows + 1)
+        assert (full.partial, full.limited, full.continuation) == (False, True, None)
+        assert [row.seq for row in full] == asked[:rows]
+        assert (lacking.partial, lacking.limited) == (True, False)
+        assert lacking.continuation is not None
+        rest = queries.resume(lacking.continuation)
+        assert [row.seq for row in lacking] + [row.seq for row in rest] == asked[: rows + 1]
+
+
+@pytest.mark.usefixtures("empty")
+async def test_partial_trades_async(settings: Settings, insert: Insert, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AsyncQueries gives the same parts, and goes on from them without a gap or a double."""
+    insert("trades", [trade(BASE + i * 1_200 * SECOND) for i in range(300)])
+    async with AsyncQueries(settings) as queries:
+        whole = [row.seq for row in await queries.get_trades()]
+        for steps in range(5):
+            with monkeypatch.context() as patch:
+                run_out_of_time(patch, AsyncQueries, steps)
+                first = await queries.get_trades()
+            assert first.partial
+            assert first.continuation is not None
+            assert (len(first) > 0) == (steps >= STEPS_TO_ROWS["newest"])
+            rest = await queries.resume(first.continuation)
+            assert not rest.partial
+            assert [row.seq for row in first] + [row.seq for row in rest] == whole
+
+
+@pytest.mark.usefixtures("empty")
+def test_partial_positions(queries: Queries, insert: Insert, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part has the latest positions down to where it came; those that only the rest has are older."""
+    fields = dict.fromkeys(("average_entry_price", "mark_price", "realized_pnl", "unrealized_pnl"), 1.0)
+    rows = [
+        {
+            "timestamp": BASE - i * DAY,
+            "trader_id": "t1",
+            "mode": "paper",
+            "token": f"k{i % 30}",  # from the 31st day on, positions that newer ones replaced
+            "quantity": float(i),
+            **fields,
+        }
+        for i in range(40)
+    ]
+    insert("positions", [*rows, {**rows[0], "trader_id": "t2"}])
+    whole = {row.token: row for row in queries.get_positions("t1")}
+    assert {token: row.quantity for token, row in whole.items()} == {f"k{i}": float(i) for i in range(30)}
+    for first, rest in every_cut(queries, monkeypatch, lambda: queries.get_positions("t1")):
+        assert all(first.span is not None and first.span.start <= row.timestamp < first.span.end for row in first)
+        assert {row.token: row for row in (*rest, *first)} == whole
+
+
+@pytest.mark.usefixtures("empty")
+def test_partial_by_a_real_deadline(
+    queries: Queries, execute: Execute, insert: Insert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a server that really is too slow for the time given, the newest whole pieces come back as partial."""
+    rows = 3_000_000
+    execute(
+        "INSERT INTO latencies SELECT timestamp_sequence(cast(%s as timestamp), 28800), 1, x, 's', 'o', rnd_double() "
+        f"FROM long_sequence({rows})",
+        (BASE,),
+        timeout_s=60,
+    )
+    insert("latencies", [], views=False)
+    # Raw rows only, as without a view: ln() over three million rows does not fit into the time below.
+    monkeypatch.setattr("ringlog.questdb.aggregates._freshness", _no_view)
+    timeout_ms = 400.0
+    for _ in range(60):
+        try:
+            result = queries.get_latency_percentiles(
+                "s", "o", 86_400, end=BASE + 86_400 * SECOND, timeout_ms=timeout_ms
+            )
+        except ServerUnavailable:  # too short even for a connection, of which the call before has closed one
+            timeout_ms *= 1.3
+            continue
+        if result.partial and result.span is not None:
+            break
+        # Too long, and it is complete; too short, and not even the first piece is there: the next is in between.
+        timeout_ms *= 1.3 if result.partial else 0.7
+    assert result.partial
+    assert result.span is not None
+    assert result.span.end == time_of(BASE + 86_400 * SECOND)
+    covered = (result.span.end - result.span.start) // datetime.timedelta(microseconds=1)
+    assert result.rows()[0].samples == pytest.approx(covered / 28_800, rel=0.001)
+    assert result.continuation is not None
+    rest = queries.resume(result.continuation, timeout_ms=60_000)
+    assert result.rows()[0].samples + rest.rows()[0].samples == rows
+
+
+def _no_view(*_: Any) -> Any:
+    now = yield statements.Statement("SELECT now()::long")
+    return now[0][0], None
