@@ -7,6 +7,7 @@ were applied when the query began, or went on changing while it was read.
 
 from __future__ import annotations
 
+import datetime
 import logging
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -165,7 +166,9 @@ def _aggregate(
     if partial:
         left_us = window.duration_us if covered is None else covered - start
         until = end if covered is None else covered
-        arguments = {**call.arguments, "duration": left_us / 1_000_000, "end": until}
+        # A float of seconds does not hold every number of microseconds: some would come back as one less.
+        left = datetime.timedelta(microseconds=left_us)
+        arguments = {**call.arguments, "duration": left, "end": until}
         continuation = Continuation(call.method, arguments)
     return Result(
         struct_columns(row_type),

@@ -150,6 +150,91 @@ def test_partial_positions(queries: Queries, insert: Insert, monkeypatch: pytest
         assert {row.token: row for row in (*rest, *first)} == whole
 
 
+def assert_spans_join(first: Result[Any], rest: Result[Any], start_us: int, end_us: int) -> None:
+    start, end = time_of(start_us), time_of(end_us)
+    border = end if first.span is None else first.span.start
+    assert (first.span or (end, end)) == (border, end)
+    assert rest.span == (start, border)
+
+
+# As seconds in a float this number of microseconds comes back as one less.
+DURATION_US = 1_024_049_519
+
+
+@pytest.mark.usefixtures("empty")
+def test_partial_mev_analysis(queries: Queries, insert: Insert, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counts and fees of a part and of its rest add up to the whole, and their spans meet to the microsecond."""
+    mev = {"token_pair": "SOL/USDC", "trade_size": 1.0, "sandwich_probability": 0.5, "estimated_loss_bps": 1.0}
+    insert(
+        "mev_metrics",
+        [
+            {
+                **mev,
+                "timestamp": BASE + i * 13 * SECOND,
+                "actual_loss_bps": None if i % 4 == 0 else 2.0,
+                "protection_used": i % 3 == 0,
+                "priority_fee_lamports": i,
+                "avoided": i % 5 == 0,
+            }
+            for i in range(300)
+        ],
+    )
+    end = BASE + 290 * 13 * SECOND + 1
+
+    def ask() -> Result[Any]:
+        return queries.get_mev_analysis(datetime.timedelta(microseconds=DURATION_US), end=end)
+
+    def sums(*results: Result[Any]) -> dict[bool, tuple[int, ...]]:
+        found: dict[bool, tuple[int, ...]] = {}
+        for row in (row for result in results for row in result):
+            known = found.get(row.protection_used, (0, 0, 0, 0))
+            values = (row.trades, row.actual_samples, row.avoided, row.priority_fee_lamports)
+            found[row.protection_used] = tuple(a + b for a, b in zip(known, values, strict=True))
+        return found
+
+    whole = sums(ask())
+    assert all(trades for trades, *_ in whole.values())
+    for first, rest in every_cut(queries, monkeypatch, ask):
+        assert_spans_join(first, rest, end - DURATION_US, end)
+        assert sums(first, rest) == whole
+
+
+@pytest.mark.usefixtures("empty")
+def test_partial_performance_metrics(queries: Queries, insert: Insert, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part and its rest have the whole's counts and extremes between them, and the newest of both is the last."""
+    insert(
+        "performance_metrics",
+        [
+            {
+                "timestamp": BASE + i * 13 * SECOND,
+                "metric_type": "latency",
+                "operation": f"o{i % 2}",
+                "value": float(i * 7 % 100),
+                "percentile": (None, 50, 99)[i % 3],
+            }
+            for i in range(300)
+        ],
+    )
+    end = BASE + 290 * 13 * SECOND + 1
+
+    def ask() -> Result[Any]:
+        return queries.get_performance_metrics("latency", datetime.timedelta(microseconds=DURATION_US), end=end)
+
+    def joined(*oldest_first: Result[Any]) -> dict[tuple[str, int | None], tuple[float, ...]]:
+        found: dict[tuple[str, int | None], tuple[float, ...]] = {}
+        for row in (row for result in oldest_first for row in result):
+            samples, low, high, _ = found.get((row.operation, row.percentile), (0, row.minimum, row.maximum, row.last))
+            joint = (samples + row.samples, min(low, row.minimum), max(high, row.maximum), row.last)
+            found[row.operation, row.percentile] = joint
+        return found
+
+    whole = joined(ask())
+    assert len(whole) == 6
+    for first, rest in every_cut(queries, monkeypatch, ask):
+        assert_spans_join(first, rest, end - DURATION_US, end)
+        assert joined(rest, first) == whole
+
+
 @pytest.mark.usefixtures("empty")
 def test_partial_by_a_real_deadline(
     queries: Queries, execute: Execute, insert: Insert, monkeypatch: pytest.MonkeyPatch
