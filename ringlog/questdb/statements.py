@@ -88,6 +88,9 @@ def trades(wanted: TradeFilter, deadline: float) -> Plan[TradeRow]:
             if len(found) > wanted.limit:
                 del found[wanted.limit :]
                 return _trade_result(wanted, found, covered, limited=True)
+            if recent == start:
+                # That was the whole span. A rest of it, were time to run out below, would be an empty span: an error.
+                return _trade_result(wanted, found, covered)
         stored = yield from table_span("trades")
         if stored is None:
             return _trade_result(wanted, [], (start, end))

@@ -110,6 +110,17 @@ def test_out_of_time_at_the_limit(queries: Queries, insert: Insert, monkeypatch:
 
 
 @pytest.mark.usefixtures("empty")
+def test_out_of_time_after_the_whole_span(
+    queries: Queries, execute: Execute, insert: Insert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the first statement has all of a recent span the result is complete, whatever time is left."""
+    now = execute("SELECT now()::long")[0][0]
+    insert("trades", [trade(now - i * SECOND) for i in range(5)])
+    result = cut_short(monkeypatch, 1, lambda: queries.get_trades(start=now - 2 * SECOND))
+    assert (len(result), result.partial, result.limited) == (3, False, False)
+
+
+@pytest.mark.usefixtures("empty")
 async def test_partial_trades_async(settings: Settings, insert: Insert, monkeypatch: pytest.MonkeyPatch) -> None:
     """AsyncQueries gives the same parts, and goes on from them without a gap or a double."""
     insert("trades", [trade(BASE + i * 1_200 * SECOND) for i in range(300)])
