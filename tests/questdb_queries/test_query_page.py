@@ -7,18 +7,26 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Self
 
+import pytest
 from click.testing import CliRunner
 
 from ringlog.cli import ringlog
+from ringlog.questdb.filters import time_of
+from ringlog.questdb.results import Continuation, Result, Span
 from ringlog.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "queries.md").read_text()
 
 
+def python_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
 def test_examples(settings: Settings, empty: None, tmp_path: Path) -> None:
     """Every Python block of the page runs, in order, in a fresh process against a real server."""
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    blocks = python_blocks()
     assert len(blocks) == 2
     environment = {
         **os.environ,
@@ -44,3 +52,46 @@ def test_commands() -> None:
         assert help_text.exit_code == 0, names
         for option in re.findall(r"(?<=\s)(--?[a-z][a-z-]*)", rest.split("#")[0]):
             assert option in help_text.output, f"{names} {option}"
+
+
+class Scripted:
+    """Queries that answer their calls with the results they were given; one call more than those is an error."""
+
+    def __init__(self, results: list[Result[int]]) -> None:
+        self._results = iter(results)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def get_trades(self, **_: Any) -> Result[int]:
+        return next(self._results)
+
+    def resume(self, _: Continuation) -> Result[int]:
+        return next(self._results)
+
+
+SPAN = Span(time_of(0), time_of(1))
+
+
+def part(numbers: list[int], span: Span | None) -> Result[int]:
+    rest = Continuation("get_trades", {})
+    return Result([("n", "int")], [(n,) for n in numbers], int, span=span, partial=True, continuation=rest)
+
+
+@pytest.mark.parametrize(
+    ("results", "rows", "complete"),
+    [
+        ([part([1, 2], SPAN), part([3], SPAN), Result([("n", "int")], [(4,)], int)], [1, 2, 3, 4], True),
+        ([part([1], SPAN), part([], None)], [1], False),
+        ([part([], None)], [], False),
+    ],
+)
+def test_example_of_partial_results(results: list[Result[int]], rows: list[int], complete: bool) -> None:
+    """The page's loop over partial results keeps every part's rows, and ends where no part fits into its time."""
+    (block,) = [block for block in python_blocks() if "resume" in block]
+    names: dict[str, Any] = {"Queries": lambda _: Scripted(results), "settings": None}
+    exec(block, names)  # noqa: S102
+    assert (names["rows"], names["complete"]) == (rows, complete)
