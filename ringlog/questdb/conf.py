@@ -33,6 +33,11 @@ class ClientConf(NamedTuple):
             return self.address[1 : self.address.index("]")]
         return self.address.rpartition(":")[0] or self.address
 
+    @property
+    def tls_roots(self) -> str:
+        """The file of the authorities that are trusted; `system`, as libpq has it, for the machine's own."""
+        return self.options.get("tls_roots") or "system"
+
     def without_secrets(self, text: str) -> str:
         for name in _SECRETS:
             if self.options.get(name):

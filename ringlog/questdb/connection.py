@@ -25,6 +25,14 @@ DATABASE = "qdb"
 CONNECT_TIMEOUT_S = 2
 
 
+def tls_options(host: str, roots: str) -> dict[str, str]:
+    """libpq's options for TLS, verified against the authorities of the file `roots` (`system`: the machine's).
+
+    There is none to this machine itself. QuestDB's own wire has no TLS: elsewhere a proxy stands before it.
+    """
+    return {"sslmode": "disable"} if is_loopback(host) else {"sslmode": "verify-full", "sslrootcert": roots}
+
+
 class _Bounded(psycopg.Connection[Any]):
     """A psycopg connection that gives up waiting for the server at `deadline` (monotonic seconds)."""
 
@@ -43,27 +51,29 @@ class Connection:
     must be looked at again.
     """
 
-    def __init__(self, host: str, port: int, user: str, password: Secret, timeout_ms: int) -> None:
+    def __init__(
+        self, host: str, port: int, user: str, password: Secret, timeout_ms: int, tls_roots: str = "system"
+    ) -> None:
         self.generation = 0
         self._server = f"QuestDB at {host}:{port}"
         self._timeout_s = timeout_ms / 1000
         self._password = password
         self._options: dict[str, Any] = {"host": host, "port": port, "user": user, "dbname": DATABASE}
-        # QuestDB's own wire has no TLS: away from this machine a proxy that speaks it stands before the server.
-        tls = {"sslmode": "disable"} if is_loopback(host) else {"sslmode": "verify-full", "sslrootcert": "system"}
-        self._options |= {**tls, "connect_timeout": CONNECT_TIMEOUT_S, "autocommit": True}
+        self._options |= {**tls_options(host, tls_roots), "connect_timeout": CONNECT_TIMEOUT_S, "autocommit": True}
         self._lock = threading.Lock()
         self._open: _Bounded | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Connection:
         """To the host of `questdb_client_conf` where that is given, else to `questdb_host`; nothing is opened yet."""
+        conf = client_conf(settings)
         return cls(
-            client_conf(settings).host,
+            conf.host,
             settings.questdb_pg_port,
             settings.questdb_user,
             settings.questdb_password,
             settings.request_timeout_ms,
+            conf.tls_roots,
         )
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), *, timeout_s: float | None = None) -> list[Any]:

@@ -26,8 +26,8 @@ from ringlog.errors import (
     ServerRefused,
     ServerUnavailable,
 )
-from ringlog.questdb.conf import client_conf, is_loopback
-from ringlog.questdb.connection import CONNECT_TIMEOUT_S, DATABASE
+from ringlog.questdb.conf import client_conf
+from ringlog.questdb.connection import CONNECT_TIMEOUT_S, DATABASE, tls_options
 from ringlog.settings import Settings
 
 # As psycopg has it registered: its C class, where that is installed.
@@ -179,10 +179,9 @@ async def check_async(connection: AsyncPooledConnection) -> None:
 
 
 def _options(settings: Settings, health: Health, prepare_threshold: int | None) -> dict[str, Any]:
-    host = client_conf(settings).host
-    tls = {"sslmode": "disable"} if is_loopback(host) else {"sslmode": "verify-full", "sslrootcert": "system"}
+    conf = client_conf(settings)
     connection = {
-        "host": host,
+        "host": conf.host,
         "port": settings.questdb_pg_port,
         "user": settings.questdb_user,
         "password": settings.questdb_password.reveal() or None,
@@ -191,7 +190,7 @@ def _options(settings: Settings, health: Health, prepare_threshold: int | None) 
         "autocommit": True,
         "prepare_threshold": prepare_threshold,
         "health": health,
-        **tls,
+        **tls_options(conf.host, conf.tls_roots),
     }
     return {
         "kwargs": connection,

@@ -26,6 +26,7 @@ from ringlog.cli import main
 from ringlog.errors import ConfigurationError, RinglogError
 from ringlog.lanes.claims import cards, open_board
 from ringlog.lanes.segments import attach_segment
+from ringlog.questdb import pools
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.sink import QuestdbSink
 from ringlog.records import layout_of
@@ -191,6 +192,19 @@ def test_the_postgresql_wire_is_verified_away_from_this_machine() -> None:
     assert Connection("db.example", 8812, "u", secret, 1000)._options["sslmode"] == "verify-full"
     assert Connection("10.0.0.7", 8812, "u", secret, 1000)._options["sslmode"] == "verify-full"
     assert Connection("127.0.0.1", 8812, "u", secret, 1000)._options["sslmode"] == "disable"
+
+
+def test_the_postgresql_wire_trusts_what_the_http_client_trusts() -> None:
+    """A custom authority of the client conf is the one for the PostgreSQL wire too; without one, the machine's are."""
+
+    def trusted(conf: str) -> list[str | None]:
+        settings = Settings(questdb_client_conf=conf)
+        wires = (Connection.from_settings(settings)._options, pools._options(settings, pools.Health(), None)["kwargs"])
+        return [wire.get("sslrootcert") for wire in wires]
+
+    assert trusted("https::addr=db.example:9000;tls_roots=/etc/our;;own.pem;") == ["/etc/our;own.pem"] * 2
+    assert trusted("https::addr=db.example:9000;") == ["system"] * 2
+    assert trusted("https::addr=127.0.0.1:9000;tls_roots=/etc/own.pem;") == [None] * 2
 
 
 def test_nothing_is_unpickled_or_evaluated() -> None:
