@@ -9,7 +9,9 @@ such difference of the recording.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,20 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ringlog.records import LatencySample, Trade, layout_of
+from ringlog.records.fields import INT64_MAX, INT64_MIN
 from ringlog.replay.lines import FileError, Lines, blocks
+from ringlog.validation import TIMESTAMP_AHEAD_MAX_US, TIMESTAMP_MIN_US, exact_value
 
 # Longest first: BTCFDUSD ends in USD too.
 QUOTE_SYMBOLS = ("FDUSD", "USDT", "USDC", "BUSD", "TUSD", "USD", "EUR", "BTC", "ETH", "BNB", "SOL")
+
+# What the session can trade: a token's balance is a u64 of 10^-8 tokens, and Redis takes a price of 64 characters.
+# Numbers of this file: the modules that those limits are from would load psycopg and redis into every executor.
+QUANTITY_MAX = 1e11
+PRICE_MIN, PRICE_MAX = 1e-18, 1e18
+_STREAM = layout_of(LatencySample).field("operation")
+_TOKEN = layout_of(Trade).field("base_token")
 
 
 class FeedError(FileError):
@@ -95,36 +107,69 @@ def read_recording(path: Path, on_broken: Callable[[int, str], None], containing
                     continue
                 try:
                     yield _message(number, line)
-                except (ValueError, TypeError, msgspec.MsgspecError) as error:
+                except (ValueError, TypeError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
                     on_broken(number, str(error))
         if file.broken is not None:
             on_broken(number + 1, f"the file ends in the middle: {file.broken}")
 
 
 def _message(number: int, line: bytes) -> Message:
+    """The message of a line. What append would refuse is a broken line, here: later on it would end an executor."""
     stamp, separator, text = line.partition(b" ")
     if not separator or not stamp.isdigit():
         raise ValueError(f"got {line[:40]!r}, wanted a receive time in nanoseconds, a space and a JSON object")
     envelope = _decode(text)
     data = envelope.data
-    receive_us = int(stamp) // 1000
-    event_us = data.E * 1000 if data.E is not None else None
+    receive_us = _checked_time("receive time", int(stamp) // 1000)
+    event_us = None
+    if data.E is not None:
+        event_us = _checked_time("event time (E)", data.E * 1000)
+        _check_stream(envelope.stream)
     if data.e == "trade":
-        if data.p is None or data.q is None:
-            raise ValueError("got a trade without price (p) or quantity (q)")
-        price, quantity = float(data.p), float(data.q)
-        if not (0 < price < float("inf") and 0 <= quantity < float("inf")):
-            raise ValueError(f"got price {data.p} and quantity {data.q}, wanted finite numbers above 0")
-        trade = MarketTrade(data.s, data.t, price, quantity, data.m)
-        return Message(number, envelope.stream, receive_us, event_us, trade=trade)
+        return Message(number, envelope.stream, receive_us, event_us, trade=_trade(data))
     if envelope.stream.endswith("@bookTicker"):
         if data.b is None or data.a is None:
             raise ValueError("got a bookTicker without bid (b) or ask (a)")
         bid, ask = float(data.b), float(data.a)
-        if not (0 < bid < float("inf") and 0 < ask < float("inf")):
-            raise ValueError(f"got bid {data.b} and ask {data.a}, wanted finite numbers above 0")
+        if not (PRICE_MIN <= bid <= PRICE_MAX and PRICE_MIN <= ask <= PRICE_MAX):
+            wanted = f"wanted finite numbers, {PRICE_MIN:g} to {PRICE_MAX:g}"
+            raise ValueError(f"got bid {data.b} and ask {data.a}, {wanted}")
         return Message(number, envelope.stream, receive_us, event_us, book=BookTop(bid, ask))
     return Message(number, envelope.stream, receive_us, event_us)
+
+
+def _trade(data: _Data) -> MarketTrade:
+    if data.p is None or data.q is None:
+        raise ValueError("got a trade without price (p) or quantity (q)")
+    price, quantity = float(data.p), float(data.q)
+    if not (PRICE_MIN <= price <= PRICE_MAX and 0 <= quantity <= QUANTITY_MAX):
+        raise ValueError(
+            f"got price {data.p} and quantity {data.q}, wanted finite numbers, {PRICE_MIN:g} to {PRICE_MAX:g} and "
+            f"0 to {QUANTITY_MAX:g}"
+        )
+    if not INT64_MIN <= data.t <= INT64_MAX:
+        raise ValueError(f"got trade id (t) {data.t}, wanted an int64")
+    _check_symbol(data.s)
+    return MarketTrade(data.s, data.t, price, quantity, data.m)
+
+
+def _checked_time(name: str, time_us: int) -> int:
+    latest_us = time.time_ns() // 1_000 + TIMESTAMP_AHEAD_MAX_US
+    if not TIMESTAMP_MIN_US <= time_us <= latest_us:
+        raise ValueError(f"got {name} {time_us} us since the epoch, wanted 2000-01-01 to one hour from now")
+    return time_us
+
+
+# A recording repeats its few streams and symbols on every line.
+@functools.lru_cache(maxsize=1_024)
+def _check_stream(stream: str) -> None:
+    exact_value("LatencySample", _STREAM, stream)
+
+
+@functools.lru_cache(maxsize=1_024)
+def _check_symbol(symbol: str) -> None:
+    for token in split_symbol(symbol):
+        exact_value("Trade", _TOKEN, token)
 
 
 class Survey(msgspec.Struct):

@@ -263,7 +263,8 @@ def _token(tokens: Tokens, address: str) -> Token:
 
 def _threat(market: Market, order: Order, tolerance: float) -> Threat:
     """What the pool that the executor saw says of a sandwich."""
-    if market.pool is None or not order.quantity:
+    # A price that runs far enough leaves less than one unit in the modelled pool, which then quotes nothing.
+    if market.pool is None or not order.quantity or not min(market.pool.base_reserve, market.pool.quote_reserve):
         return Threat(0.0, 0.0)
     fee = market.pool.fee_bps / ONE_IN_BASIS_POINTS
     reserves = Reserves(market.pool.quote_reserve / 1e6, market.pool.base_reserve / 10**DECIMALS, fee)
