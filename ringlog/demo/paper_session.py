@@ -106,7 +106,8 @@ def _plan(options: Options, found: Survey, settings: Settings, results: Path) ->
         base=base,
         quote=quote,
         executors=options.producers,
-        speed=options.speed,
+        # One of the two sets the pace, as in the load: at the recording's own, no rate above it could be kept.
+        speed=0.0 if options.rate else options.speed,
         rate=options.rate / options.producers,
         seed=options.seed,
         first_us=found.first_us,
