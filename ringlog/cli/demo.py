@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def _rate(_context: click.Context, _parameter: click.Parameter, text: str | None
     return rate
 
 
+def _finite(_context: click.Context, _parameter: click.Parameter, number: float) -> float:
+    """A range lets nan through, of which every comparison is false: a demo of nan seconds ends before it begins."""
+    if not math.isfinite(number):
+        raise click.BadParameter(f"got {number}, wanted a finite number")
+    return number
+
+
 def _reading(settings: Settings, keep: Path | None) -> str:
     directory = keep.absolute() if keep else "DIR"
     text = READING.format(directory=directory, port=settings.questdb_pg_port, user=settings.questdb_user)
@@ -44,9 +52,17 @@ def _reading(settings: Settings, keep: Path | None) -> str:
 @click.option("--producers", type=click.IntRange(1, 64), default=4, show_default=True, help="Executor processes.")
 @click.option("--rate", callback=_rate, help="Records/s of all executors together, or max.  [default: 10000]")
 @click.option(
-    "--seconds", type=click.FloatRange(0.1, 3600), default=10.0, show_default=True, help="Of a generated market."
+    "--seconds", type=click.FloatRange(0.1, 3600), default=10.0, show_default=True, callback=_finite,
+    help="Of a generated market.",
+)  # fmt: skip
+@click.option(
+    "--speed",
+    type=click.FloatRange(0.01),
+    default=30.0,
+    show_default=True,
+    callback=_finite,
+    help="Of the recording.",
 )
-@click.option("--speed", type=click.FloatRange(0.01), default=30.0, show_default=True, help="Of the recording.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the generated market.")
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep the data in this directory.")
 @click.option(

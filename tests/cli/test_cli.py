@@ -6,9 +6,11 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import structlog
+from click.testing import CliRunner
 
 from ringlog import __version__
 from ringlog.cli import COMMANDS, keep_logs_off_stdout, ringlog
@@ -65,6 +67,16 @@ def test_wrong_usage_exits_2() -> None:
         assert done.returncode == 2, arguments
         assert "Error:" in done.stderr
         assert done.stdout == ""
+
+
+@pytest.mark.parametrize("option", ["--seconds", "--speed", "--rate"])
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_a_demo_of_no_number_is_wrong_usage(tmp_path: Path, option: str, number: str) -> None:
+    """A float option of the demo that is not finite is refused by name, before any server starts."""
+    (tmp_path / "questdb").mkdir()  # with which the demo would end at once, in another way
+    done = CliRunner().invoke(ringlog, ["demo", option, number, "--keep", str(tmp_path)])
+    assert done.exit_code == 2
+    assert f"Invalid value for '{option}'" in done.output
 
 
 def test_a_stderr_that_was_closed_takes_no_log(
