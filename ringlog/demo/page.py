@@ -75,19 +75,21 @@ def page(found: Findings, session: SessionReport, drawings: Mapping[str, str]) -
     plots = "".join(f'<div class="plot">{drawing}</div>' for drawing in drawings.values())
     said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences(found, session))
     title = f"Paper trading {html.escape(session.market)}"
+    source = html.escape(session.source)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{STYLE}</style></head><body><main>
 <h1>{title}</h1>
-<p class="sub">prices from Redis, limits and order rules from PostgreSQL, every record in QuestDB through ringlog</p>
+<p class="sub">{source}; prices from Redis, limits and order rules from PostgreSQL, every record in QuestDB through
+ringlog</p>
 <div class="cards">{shown}</div>
 <h2>What goes with what</h2><ul>{said}</ul>
 <h2>Plots</h2><div class="plots">{plots}</div>
 <h2>Figures</h2><div class="tables">{_traders(session)}<div class="tables">{_counts(session)}</div></div>
-<p class="note">Executed prices, quantities and times are the market's own. The liquidity pool (constant product, its
-price held at the market's middle) and the probability of an attack are models: see docs/integrations.md. P&amp;L is in
-{html.escape(session.market.partition("/")[2])} with pool and transfer fees paid; network fees are stored in lamports.
-Ages are of this machine's clock: at a speed of n the market moves n times as far in them.</p>
+<p class="note">Executed prices, quantities and times are those of the {source}. The liquidity pool (constant product,
+its price held at the market's middle) and the probability of an attack are models: see docs/integrations.md. P&amp;L is
+in {html.escape(session.market.partition("/")[2])} with pool and transfer fees paid; network fees are stored in
+lamports. Ages are of this machine's clock: at a speed of n the market moves n times as far in them.</p>
 </main></body></html>
 """
 

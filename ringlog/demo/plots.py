@@ -218,7 +218,7 @@ def write_png(found: Findings, session: SessionReport, path: Path) -> None:
         figure = Figure(figsize=(13.6, 13.2), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.14)  # type: ignore[union-attr, call-arg]
         figure.suptitle(
-            f"ringlog paper-trading session: {session.trades:,} trades of {session.market}",
+            f"ringlog paper-trading session: {session.trades:,} trades of {session.market}\n{session.source}",
             x=0.012, ha="left", fontsize=15, fontweight="bold",
         )  # fmt: skip
         for axes, draw in zip(figure.subplots(3, 2).flat, PANELS.values(), strict=True):

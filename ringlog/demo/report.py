@@ -40,6 +40,7 @@ class SessionReport(msgspec.Struct, kw_only=True):
     """
 
     market: str
+    source: str = ""  # whose prices and quantities these are: a recording's, or generated ones
     seconds: float
     trades: int
     records: dict[str, int]  # by table
@@ -58,6 +59,7 @@ class SessionReport(msgspec.Struct, kw_only=True):
         records = ", ".join(f"{count:,} {table}" for table, count in sorted(self.records.items()))
         return (
             f"Paper trading {self.market}: {self.trades:,} trades by {len(self.traders)} traders",
+            f"  market: {self.source}",
             f"  records: {records}",
             f"  order rules: {rules or 'none'}",
             f"  trades seen by the MEV simulator: {self.simulated:,} of {self.trades:,}",

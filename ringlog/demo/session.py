@@ -82,6 +82,7 @@ def _stages(
         return stages, None
     from ringlog.demo.paper_session import run_paper_session
 
+    source = f"recording {options.recording.name}" if options.recording else _generated(options)
     if not found:
         path = directory / "generated.gz"
         write_generated(path, options.seed, GENERATED_SECONDS)
@@ -93,7 +94,12 @@ def _stages(
     with running_writer(published, log):
         before = stages[-1].lanes if stages else {}
         stage, session = run_paper_session(options, found, published, instance, directory, view, before)
+    session.source = source
     return [*stages, stage], session
+
+
+def _generated(options: Options) -> str:
+    return f"generated random walk (seed {options.seed})"
 
 
 def _analyse(options: Options, settings: Settings, session: SessionReport, view: View) -> None:
@@ -148,7 +154,7 @@ def _report(options: Options, found: Survey | None, stages: list[Stage], session
         for reason, count in result.refused.items():
             refused[reason] = refused.get(reason, 0) + count
     return Report(
-        market=options.recording.name if options.recording else f"generated random walk (seed {options.seed})",
+        market=options.recording.name if options.recording else _generated(options),
         producers=options.producers,
         ring=IMPLEMENTATION,
         accepted=verdict.accepted,

@@ -277,6 +277,7 @@ def test_the_report_is_written(session: Session) -> None:
     page.feed(document.read_text())
     page.close()
     assert (page.open, page.drawings, page.links) == ([], 6, 0)
+    assert f"those of the recording {SPOT.name}" in document.read_text()
     for trader in report["traders"]:
         assert f"<td>{trader['trader_id']}</td>" in document.read_text()
     header = picture.read_bytes()[:24]

