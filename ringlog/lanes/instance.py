@@ -32,10 +32,15 @@ class Instance:
     def open(self) -> Instance:
         """Makes the directories where they are missing.
 
-        Raises LaneError where one is a symlink, belongs to somebody else, or is open to others.
+        Raises LaneError where one cannot be made, is a symlink, belongs to somebody else, or is open to others.
         """
         for directory in (self.runtime_dir, self.lanes_dir):
-            directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            try:
+                directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            except OSError as error:
+                raise LaneError(
+                    f"{directory}: got {error.strerror}, wanted a directory that this user can make"
+                ) from None
             check_private(directory)
         return self
 
