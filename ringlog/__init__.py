@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ __all__ = ["Appender", "AsyncProducer", "AsyncQueries", "Producer", "Queries", "
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'ringlog' has no attribute {name!r}")
+    if sys.platform == "win32":  # here: the modules below ask for what Windows lacks as soon as they are loaded
+        raise ImportError("ringlog: got Windows, wanted Linux or macOS (WSL 2 is Linux)")
     import importlib
 
     return getattr(importlib.import_module(_HOMES[name]), name)

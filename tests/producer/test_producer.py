@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import sys
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from lane_samples import Drained, Sample, child, eventually, text_of
 
+import ringlog
 from ringlog import AsyncProducer, Producer, rows_of
 from ringlog.errors import LaneError, RecordError, RecordTypeError, RecordValueError
 from ringlog.lanes.claims import BudgetExhausted, open_board
@@ -210,6 +212,16 @@ def test_without_a_place(tmp_path: Any) -> None:
     with pytest.raises(LaneError, match="file/below: got Not a directory, wanted a directory that this user can make"):
         producer.open()
     assert Producer([Sample], settings=settings).appender(Sample).append(1, "") is False
+
+
+@pytest.mark.parametrize("name", ringlog.__all__)
+def test_windows_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """On Windows every public name says what is wanted, before a module is loaded that cannot be loaded there."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "win32")
+        with pytest.raises(ImportError, match=r"^ringlog: got Windows, wanted Linux or macOS \(WSL 2 is Linux\)$"):
+            getattr(ringlog, name)
+    assert getattr(ringlog, name).__name__ == name
 
 
 def test_a_retired_lane_is_left_with_everything(lane_settings: Settings) -> None:
