@@ -14,7 +14,7 @@ from ringlog.errors import RecordTypeError
 from ringlog.lanes.board import Board
 from ringlog.lanes.claims import CLAIM_TIMEOUT_SECONDS, BudgetExhausted, OwnedLane, claim, open_board
 from ringlog.lanes.instance import Instance
-from ringlog.layout import BOARD_REFUSE_OFFSET, TAIL_OFFSET, Refused
+from ringlog.layout import BOARD_REFUSE_OFFSET, TAIL_OFFSET, BoardReason, Refused
 from ringlog.records import (
     PLATFORM_RECORDS,
     TIMESTAMP,
@@ -121,15 +121,17 @@ class Appender:
     def refused_reason(self) -> str | None:
         """Why the latest record that was refused was refused; None if none ever was.
 
-        For `board` it is followed by what the board says: disk_full, spool_full, memory or stopped.
+        For `board` it is followed by what the board says: disk_full, spool_full, memory or stopped. That is read when
+        it is asked for: once the board accepts again, `board` stands alone.
         """
         latest = self._ring.last_refused
         if latest < 0:
             return None
         reason = Refused(latest).name.lower()
         board = self._owner.board
-        if latest == Refused.BOARD and board is not None:
-            return f"{reason}: {board.reason.name.lower()}"
+        said = board.reason if latest == Refused.BOARD and board is not None else BoardReason.ACCEPTING
+        if said != BoardReason.ACCEPTING:
+            return f"{reason}: {said.name.lower()}"
         return reason
 
     def open(self) -> None:

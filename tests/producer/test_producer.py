@@ -157,6 +157,7 @@ def test_refusals_are_counted_by_reason(lane_settings: Settings) -> None:
         assert appender.append(1, "") is False
         assert appender.refused_reason() == f"board: {reason.name.lower()}"
     board.refuse(BoardReason.ACCEPTING)
+    assert appender.refused_reason() == "board"
     producer.close()
     assert appender.append(1, "") is False
     assert appender.append_many(rows_of(Sample, {"number": [1], "text": [""]})) == 0
