@@ -60,7 +60,8 @@ class Refused(enum.IntEnum):
     FULL = 0  # the lane has no free slot: the writer is behind or away
     BOARD = 1  # the board says refuse: see Board.reason
     BUDGET = 2  # no lane could be claimed within the instance's budget
-    REENTRANT = 3  # append was called inside an append of the same lane (Python ring only)
+    # append was called inside an append of the same lane: in C one that is claiming it, in Python any of its thread
+    REENTRANT = 3
     CLOSED = 4  # the producer is closed
 
 

@@ -9,6 +9,7 @@ import pytest
 from test_examples import ROOT
 
 import ringlog
+from ringlog.testing import MemoryInstance
 
 PAGE = (ROOT / "docs" / "api.md").read_text()
 
@@ -33,3 +34,11 @@ def test_the_methods_it_names_are_there() -> None:
             if not method.startswith("_"):
                 found = getattr(ringlog, name)
                 assert hasattr(found, method) or method in found.__annotations__, f"{name}.{method}"
+
+
+def test_the_memory_instance_has_what_the_page_says() -> None:
+    """The page names what a test calls of a MemoryInstance, all of it; `close` is the fixture's."""
+    (line,) = re.findall(r"^\| `ringlog\.testing` \| (.*) \|$", PAGE, re.MULTILINE)
+    _, _, methods = line.partition("`MemoryInstance` with ")
+    public = {name for name in vars(MemoryInstance) if not name.startswith("_")}
+    assert {*re.findall(r"`([a-z_]+)`", methods), "close"} == public

@@ -12,8 +12,10 @@ import pytest
 
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import LaneDirectory, remove_instance
+from ringlog.layout import BoardReason, Refused
 from ringlog.records import PLATFORM_RECORDS, layout_of
 from ringlog.settings import Settings
+from ringlog.writer.watches import REASONS
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +51,19 @@ def test_the_records_page_lists_every_field_of_the_built_in_types() -> None:
         layout = layout_of(record)
         fields = ", ".join(field.name for field in layout.fields[:-1])
         assert f"| `{record.__name__}` | `{layout.table}` | {fields} |" in page
+
+
+def test_the_readme_lists_every_refusal() -> None:
+    """README's table has each reason that `refused_reason` gives: the ring's own, and what the writer's board says."""
+    table = (ROOT / "README.md").read_text().split("## When append returns False\n")[1].split("\n## ")[0]
+    listed = {
+        reason
+        for cell in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)
+        for reason in re.findall(r"`([^`]+)`", cell)
+    }
+    board = {*REASONS.values(), BoardReason.SPOOL_FULL}
+    own = {reason.name.lower() for reason in Refused if reason is not Refused.BOARD}
+    assert listed == own | {f"board: {reason.name.lower()}" for reason in board}
 
 
 def test_pages_link_only_to_what_is_there() -> None:
