@@ -136,7 +136,8 @@ class Ring:
 
     def refused(self) -> tuple[int, ...]:
         """How many records were refused, by reason."""
-        if not self.attached:
+        # The words of a lane that a forked child inherited are its parent's, who goes on counting in them.
+        if not self.attached or self._generation != _fork_generation:
             return tuple(self._left_refused)
         return tuple(left + self._words[self._refused + i] for i, left in enumerate(self._left_refused))
 

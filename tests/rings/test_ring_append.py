@@ -316,6 +316,22 @@ def test_counts_outlive_the_lane(ring: RingUnderTest) -> None:
     assert ring.ring.refused() == (2, 0, 0, 0, 0)
 
 
+def test_a_forked_child_counts_its_own_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was refused in the lane that a child inherited, before the fork and after it, is its parent's alone (Python
+    ring; the fork is its generation's step here)."""
+    implementation = module("_ring_python")
+    ring = RingUnderTest(implementation)
+    for _ in range(9):
+        ring.append(*ROW)
+    assert ring.ring.refused() == (1, 0, 0, 0, 0)
+    monkeypatch.setattr(implementation, "_fork_generation", implementation._fork_generation + 1)
+    assert ring.ring.refused() == (0, 0, 0, 0, 0)
+    ring.lane.set_word(REFUSED_OFFSET, 5)
+    assert ring.append(*ROW) is False
+    ring.ring.detach()
+    assert ring.ring.refused() == (0, 0, 0, 0, 1)
+
+
 @pytest.mark.parametrize(
     ("slots_at", "capacity", "words"),
     [
