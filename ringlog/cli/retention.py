@@ -25,11 +25,13 @@ def retention() -> None:
 @retention.command()
 @days_option
 @click.option("--dry-run", is_flag=True, help="Change nothing: the same as `plan`.")
-@click.option("--all-days", is_flag=True, help="Cut also what is held because it is more than two days.")
+@click.option("--all-days", is_flag=True, help="Cut also what is held because it goes back more than two days.")
 @click.option("--if-due", is_flag=True, help="Only inside the low-activity window, once a day.")
 @json_option
 def run(retention_days: int | None, dry_run: bool, all_days: bool, if_due: bool, as_json: bool) -> int:
     """Cut every table now; the exit status is 1 where a table failed or was refused."""
+    if if_due and (dry_run or all_days):
+        raise click.UsageError("got --if-due with --dry-run or --all-days, wanted it without them")
     settings = Settings.from_environment(retention_days=retention_days)
     if if_due:
         report = run_if_due(settings)

@@ -85,11 +85,14 @@ def rows_taken(connection: Connection) -> dict[str, int]:
 
 
 def held_at(connection: Connection, table: str) -> int | None:
-    """When (microseconds, the server's clock) the table was first held since it was last executed; None if not."""
+    """When (microseconds, the server's clock) the table was first held since it was last executed; None if not.
+
+    What a run wrote under a clock that was ahead does not count until then.
+    """
     rows = _asked(
         connection,
         "SELECT outcome, timestamp::long FROM retention_audit WHERE table_name = %s AND partition_name IS NULL "
-        "ORDER BY timestamp DESC LIMIT 1000",
+        "AND timestamp <= now() ORDER BY timestamp DESC LIMIT 1000",
         (table,),
     )
     first = None
@@ -102,8 +105,15 @@ def held_at(connection: Connection, table: str) -> int | None:
 
 
 def last_run_us(connection: Connection) -> int | None:
-    """When (microseconds, the server's clock) retention last came to an end for any table, whatever the outcome."""
-    rows = _asked(connection, "SELECT max(timestamp)::long FROM retention_audit WHERE partition_name IS NULL", ())
+    """When (microseconds, the server's clock) retention last came to an end for any table, whatever the outcome.
+
+    What a run wrote under a clock that was ahead does not count: it would keep the next one from running until then.
+    """
+    rows = _asked(
+        connection,
+        "SELECT max(timestamp)::long FROM retention_audit WHERE partition_name IS NULL AND timestamp <= now()",
+        (),
+    )
     latest: int | None = rows[0][0] if rows else None
     return latest
 
@@ -112,16 +122,23 @@ def unresolved(connection: Connection) -> list[AuditEntry]:
     """Partitions that were planned by a run that ended before it could say what became of them."""
     rows = _asked(
         connection,
-        "SELECT run, table_name, partition_name, outcome, cut::long, rows, bytes FROM retention_audit "
+        "SELECT run, table_name, partition_name, outcome, cut::long, rows, bytes, reason FROM retention_audit "
         "WHERE partition_name IS NOT NULL",
         (),
     )
     planned: dict[tuple[int, str, str], AuditEntry] = {}
     resolved = set()
-    for run, table, partition, outcome, cut, count, size in rows:
+    for run, table, partition, outcome, cut, count, size, reason in rows:
         if outcome == PLANNED:
             planned[run, table, partition] = AuditEntry(
-                run=run, table=table, outcome=PLANNED, cut_us=cut, partition=partition, rows=count, bytes=size
+                run=run,
+                table=table,
+                outcome=PLANNED,
+                cut_us=cut,
+                partition=partition,
+                rows=count,
+                bytes=size,
+                reason=reason,
             )
         else:
             resolved.add((run, table, partition))

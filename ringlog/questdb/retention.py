@@ -2,10 +2,11 @@
 
 Dropping a partition of a table stops the materialized views over it; a TTL does not. So a table with views, and a view
 itself, is given a TTL that takes effect at once and is taken away again; any other table's partitions are dropped. The
-TTL is never left set: it would follow the server's clock alone, and a clock that is wrong by days would cost data.
+TTL is not left set: it would follow the server's clock alone, and a clock that is wrong by days would cost data. Where
+a run dies in between, the next one finds in the audit's plan what the TTL was.
 
-What guards against wrong clocks: the cut comes from the server's clock, which must agree with this machine's; more days
-than usual are held for a day, so that somebody can mend the clock; rows in the future move no cut.
+What guards against wrong clocks: the cut comes from the server's clock, which must agree with this machine's; a cut
+that reaches further than usual is held for a day, so that somebody can mend the clock; rows in the future move no cut.
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ OnCut = Callable[[str, int], None]
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
 CLOCK_DIFFERENCE_MAX_US = HOUR_US
-# A daily run finds one day, after a missed night two. More are held until HELD_US have passed.
+# A daily run finds one day, after a missed night two. A cut that is further from the oldest day is held until HELD_US
+# have passed: not the days that are stored count, a clock that is ahead would soon have all of a young table's.
 DAYS_AT_ONCE = 2
 HELD_US = 20 * HOUR_US
 ATTEMPTS = 3
 APPLY_TIMEOUT_S = 60.0
 _POLL_S = 0.02
+_OWN_TTL = "own TTL "  # begins the reason of a plan that needs one of ours for a moment
 
 # What ringlog keeps by (timestamp, lane, seq), a table a record type, is subject to retention; the views over it are.
 _TABLES = "SELECT table_name, ttlValue, ttlUnit, matView FROM tables() WHERE walEnabled AND partitionBy = 'DAY'"
@@ -63,6 +66,11 @@ class Target(NamedTuple):
     is_view: bool
     has_views: bool
     ttl: str
+
+    @property
+    def needs_ttl(self) -> bool:
+        """Whether dropping its partitions would stop views: then a TTL of a moment takes them away."""
+        return self.is_view or self.has_views
 
 
 class Partition(NamedTuple):
@@ -154,6 +162,7 @@ class Retention:
         with contextlib.ExitStack() as stack:
             if not dry_run:
                 stack.enter_context(_only_run(self._settings))
+                self._resolve(self._targets())
             now_us, targets = self._now_us(), self._targets()
             report = Report(run=now_us, cut_us=self._cut_us(now_us), dry_run=dry_run, tables=[])
             report.disk_free_bytes_before = self._disk_free_bytes()
@@ -162,8 +171,6 @@ class Retention:
                 reason = f"the server's clock and this machine's differ by {difference // 1_000_000} s: mend them first"
                 report.tables = [TableReport(table=t.name, outcome=audit.REFUSED, reason=reason) for t in targets]
             else:
-                if not dry_run:
-                    self._resolve(targets)
                 report.tables = [self._table(target, report, all_days, on_cut) for target in targets]
             report.disk_free_bytes_after = self._disk_free_bytes()
             if not dry_run:
@@ -181,17 +188,22 @@ class Retention:
 
     def _table(self, target: Target, report: Report, all_days: bool, on_cut: OnCut | None) -> TableReport:
         try:
+            planned: list[Partition] = []
             for attempt in stamina.retry_context(on=RinglogError, attempts=ATTEMPTS, wait_initial=0.2, wait_max=2.0):
                 with attempt:
-                    return self._cut(target, report, all_days, on_cut)
+                    return self._cut(target, report, all_days, on_cut, planned)
         except RinglogError as error:
             return TableReport(table=target.name, outcome=audit.FAILED, reason=str(error))
         raise AssertionError("a retry context ends with a result or an error")
 
-    def _cut(self, target: Target, report: Report, all_days: bool, on_cut: OnCut | None) -> TableReport:
-        due = [partition for partition in self._partitions(target) if partition.day_us < report.cut_us]
+    def _cut(
+        self, target: Target, report: Report, all_days: bool, on_cut: OnCut | None, planned: list[Partition]
+    ) -> TableReport:
+        """`planned`: what an earlier attempt wrote into the audit and may have removed; else this one's goes there."""
+        there = self._partitions(target)
+        due = planned or [partition for partition in there if partition.day_us < report.cut_us]
         found = TableReport(table=target.name, outcome=audit.PLANNED if report.dry_run else audit.EXECUTED)
-        if reason := self._held(target, due, report.run, all_days) if due else "":
+        if reason := self._held(target, due, report, all_days) if due and not planned else "":
             found.outcome, found.reason = audit.HELD, reason
             return found
         if on_cut is not None and not report.dry_run:
@@ -201,8 +213,12 @@ class Retention:
         if report.dry_run:
             gone, kept = due, list[Partition]()
         else:
-            self._audit(target, due, audit.PLANNED, report)
-            self._remove(target, report.cut_us, report.run)
+            if not planned:
+                self._audit(target, due, audit.PLANNED, report, _OWN_TTL + target.ttl if target.needs_ttl else None)
+                planned += due
+            # An attempt that failed may have dropped all, or have left its TTL.
+            if target.needs_ttl or {partition.name for partition in there} & {partition.name for partition in due}:
+                self._remove(target, report.cut_us, report.run)
             left = {partition.name for partition in self._partitions(target)}
             gone = [partition for partition in due if partition.name not in left]
             kept = [partition for partition in due if partition.name in left]
@@ -214,21 +230,21 @@ class Retention:
         found.rows, found.bytes = sum(p.rows for p in gone), sum(p.bytes for p in gone)
         return found
 
-    def _held(self, target: Target, due: list[Partition], now_us: int, all_days: bool) -> str:
-        days = len({partition.day_us for partition in due})
+    def _held(self, target: Target, due: list[Partition], report: Report, all_days: bool) -> str:
+        days = (report.cut_us - min(partition.day_us for partition in due)) // DAY_US
         if all_days or days <= DAYS_AT_ONCE:
             return ""
         since = audit.held_at(self._connection, target.name)
-        if since is not None and now_us - since >= HELD_US:
+        if since is not None and report.run - since >= HELD_US:
             return ""
         return (
-            f"{days} days would go at once, wanted at most {DAYS_AT_ONCE}: held for {HELD_US // HOUR_US} hours in "
-            "case a clock is wrong; `ringlog retention run --all-days` cuts them now"
+            f"the oldest day is {days} days before the cut, wanted at most {DAYS_AT_ONCE}: held for "
+            f"{HELD_US // HOUR_US} hours in case a clock is wrong; `ringlog retention run --all-days` cuts now"
         )
 
     def _remove(self, target: Target, cut_us: int, now_us: int) -> None:
         name = quoted(target.name)
-        if not target.is_view and not target.has_views:
+        if not target.needs_ttl:
             self._alter(target, f"ALTER TABLE {name} DROP PARTITION WHERE timestamp < cast({int(cut_us)} as timestamp)")
             return
         # A TTL is in whole partitions. The server counts it from the newest row or its own now, whichever is older.
@@ -236,11 +252,14 @@ class Retention:
         days = (min(rows[0][0] or 0, now_us) - cut_us) // DAY_US
         if days < 1:
             return
-        kind = "MATERIALIZED VIEW" if target.is_view else "TABLE"
         try:
-            self._alter(target, f"ALTER {kind} {name} SET TTL {days} DAYS")
+            self._set_ttl(target, f"{days} DAY")
         finally:
-            self._alter(target, f"ALTER {kind} {name} SET TTL {target.ttl}S")
+            self._set_ttl(target, target.ttl)
+
+    def _set_ttl(self, target: Target, ttl: str) -> None:
+        kind = "MATERIALIZED VIEW" if target.is_view else "TABLE"
+        self._alter(target, f"ALTER {kind} {quoted(target.name)} SET TTL {ttl}S")
 
     def _alter(self, target: Target, statement: str) -> None:
         """Runs the statement and returns once it is applied."""
@@ -329,10 +348,15 @@ class Retention:
         self._wait_applied(audit.AUDIT_TABLE, "the audit")  # who asks for the executed cuts now finds them
 
     def _resolve(self, targets: list[Target]) -> None:
-        """Writes what became of the partitions that an interrupted run had planned."""
+        """Puts back the TTLs that an interrupted run had changed, and writes what became of what it had planned."""
         by_name = {target.name: target for target in targets}
         for entry in audit.unresolved(self._connection):
             target = by_name.get(entry.table)
+            reason = entry.reason or ""
+            own_ttl = reason.removeprefix(_OWN_TTL)
+            if target is not None and reason.startswith(_OWN_TTL) and target.ttl != own_ttl:
+                self._set_ttl(target, own_ttl)
+                by_name[entry.table] = target._replace(ttl=own_ttl)
             there = target is not None and entry.partition in {p.name for p in self._partitions(target)}
             outcome = audit.KEPT if there else audit.DROPPED
             reason = "found by a later run: the one that planned it was interrupted"

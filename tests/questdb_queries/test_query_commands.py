@@ -105,7 +105,7 @@ def test_retention_commands(environment: dict[str, str], insert: Insert, execute
     """`plan` changes nothing and says what `run` then does; `run --if-due` runs once a day at most."""
     execute("TRUNCATE TABLE retention_audit")
     now = execute("SELECT now()::long")[0][0]
-    insert("trades", [trade(now), trade(now - 40 * DAY)])
+    insert("trades", [trade(now), trade(now - 31 * DAY)])
 
     def trades_of(arguments: list[str]) -> dict[str, Any]:
         result = call(environment, "retention", *arguments, "--json")
@@ -120,6 +120,9 @@ def test_retention_commands(environment: dict[str, str], insert: Insert, execute
     assert execute("SELECT count() FROM trades") == [(1,)]
     wait_applied(execute, "retention_audit")
     assert call(environment, "retention", "run", "--if-due").output == "not due\n"
+    for other in ("--dry-run", "--all-days"):
+        refused = call(environment, "retention", "run", "--if-due", other)
+        assert (refused.exit_code, "got --if-due with" in refused.output) == (2, True)
     text = call(environment, "retention", "plan").output
     assert "would cut everything before" in text
     assert "disk free" in text

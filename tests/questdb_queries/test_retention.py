@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from platform_rows import TABLES, Execute, Insert, now_before_midnight, trade, wait_applied, wait_until
 
-from ringlog.errors import ConfigurationError, RetentionRunning
+from ringlog.errors import ConfigurationError, RetentionRunning, ServerUnavailable
 from ringlog.questdb import audit, retention_window
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.queries import Queries
@@ -189,6 +189,37 @@ def test_many_days_are_held(
     assert days_left(execute, "trades", now) == [0]
 
 
+def test_a_young_table_is_held_too(retention: Retention, execute: Execute, insert: Insert, now: int) -> None:
+    """A cut far behind the oldest day is held however few days are stored: a clock that is ahead does just that."""
+    insert("trades", [trade(now), trade(now - 33 * DAY)])
+    found = {table.table: table for table in retention.run().tables}["trades"]
+    assert (found.outcome, found.reason[:38]) == ("held", "the oldest day is 3 days before the cut"[:38])
+    assert days_left(execute, "trades", now) == [33, 0]
+
+
+def test_45_what_a_wrong_clock_wrote_holds_up_nothing(
+    retention: Retention, execute: Execute, insert: Insert, now: int, settings: Settings, tmp_path: Any
+) -> None:
+    """Audit rows of a run under a clock that was two months ahead keep no run from being due, and end no hold."""
+    insert("trades", [trade(now), *(trade(now - ago * DAY) for ago in (31, 32, 33, 34))])
+    for outcome, ahead in (("held", 60), ("executed", 61)):
+        execute(
+            f"INSERT INTO retention_audit (timestamp, run, table_name, outcome) "
+            f"VALUES (dateadd('d', {ahead}, now()), 1, 'trades', '{outcome}')"
+        )
+    wait_applied(execute, "retention_audit")
+    connection = Connection.from_settings(settings)
+    assert audit.last_run_us(connection) is None
+    assert audit.held_at(connection, "trades") is None
+    connection.close()
+    hour = now // 3_600_000_000 % 24
+    report = retention_window.run_if_due(
+        Settings(**{**_fields(settings), "runtime_dir": str(tmp_path), "retention_hour": hour})
+    )
+    assert report is not None
+    assert outcomes(report)["trades"] == "held"
+
+
 def test_idle_tables(retention: Retention, execute: Execute, insert: Insert, now: int) -> None:
     """A table all of whose rows are old is emptied; under a view, what a TTL cannot reach is kept and said so."""
     insert("trades", [trade(now - 31 * DAY)])
@@ -227,6 +258,17 @@ def test_one_failure_stops_no_other(retention: Retention, execute: Execute, inse
     assert days_left(execute, "trades", now) == [0]
 
 
+def environment_of(settings: Settings, runtime_dir: Any) -> dict[str, str]:
+    return {
+        **os.environ,
+        "RINGLOG_RUNTIME_DIR": str(runtime_dir),
+        "RINGLOG_QUESTDB_PG_PORT": str(settings.questdb_pg_port),
+        "RINGLOG_QUESTDB_USER": settings.questdb_user,
+        "RINGLOG_QUESTDB_PASSWORD": settings.questdb_password.reveal(),
+        "RINGLOG_REQUEST_TIMEOUT_MS": str(settings.request_timeout_ms),
+    }
+
+
 def test_interrupted_run(
     retention: Retention, execute: Execute, insert: Insert, now: int, settings: Settings, tmp_path: Any
 ) -> None:
@@ -243,15 +285,9 @@ def test_interrupted_run(
         "Retention._remove = remove\n"
         "Retention(Settings.from_environment()).run()\n"
     )
-    environment = {
-        **os.environ,
-        "RINGLOG_RUNTIME_DIR": str(tmp_path),
-        "RINGLOG_QUESTDB_PG_PORT": str(settings.questdb_pg_port),
-        "RINGLOG_QUESTDB_USER": settings.questdb_user,
-        "RINGLOG_QUESTDB_PASSWORD": settings.questdb_password.reveal(),
-        "RINGLOG_REQUEST_TIMEOUT_MS": str(settings.request_timeout_ms),
-    }
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=60)
+    killed = subprocess.run(
+        [sys.executable, "-c", code], env=environment_of(settings, tmp_path), check=False, timeout=60
+    )
     assert killed.returncode == -signal.SIGKILL
     wait_applied(execute, "retention_audit")
     assert days_left(execute, "trades", now) == [0]
@@ -261,6 +297,71 @@ def test_interrupted_run(
     rows = execute("SELECT outcome, rows FROM retention_audit WHERE partition_name IS NOT NULL ORDER BY timestamp")
     assert rows == [("planned", 1), ("dropped", 1)]
     assert retention.executed_cut("trades") is not None
+
+
+def test_a_run_killed_under_its_ttl(
+    retention: Retention, execute: Execute, insert: Insert, now: int, settings: Settings, tmp_path: Any
+) -> None:
+    """A run killed (-9) while a table with views has the TTL that takes its days: the next run takes the TTL away."""
+    insert("latencies", [latency(now), latency(now - 31 * DAY)])
+    code = (
+        "import os, signal\n"
+        "from ringlog.questdb.retention import Retention\n"
+        "from ringlog.settings import Settings\n"
+        "real = Retention._set_ttl\n"
+        "def set_ttl(self, target, ttl):\n"
+        "    real(self, target, ttl)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Retention._set_ttl = set_ttl\n"
+        "Retention(Settings.from_environment()).run()\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code], env=environment_of(settings, tmp_path), check=False, timeout=60
+    )
+    assert killed.returncode == -signal.SIGKILL
+    ttl = "SELECT ttlValue FROM tables() WHERE table_name = 'latencies'"
+    assert execute(ttl) != [(0,)]
+    wait_applied(execute, "retention_audit")
+    assert set(outcomes(retention.run()).values()) == {"executed"}
+    assert execute(ttl) == [(0,)]
+    assert days_left(execute, "latencies", now) == [0]
+    assert view_states(execute) == [("valid",)]
+    rows = execute(
+        "SELECT outcome, rows FROM retention_audit WHERE partition_name IS NOT NULL AND table_name = 'latencies' "
+        "ORDER BY timestamp"
+    )
+    assert rows == [("planned", 1), ("dropped", 1)]
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+def test_a_failure_is_tried_again(
+    retention: Retention, execute: Execute, insert: Insert, now: int, monkeypatch: pytest.MonkeyPatch, is_done: bool
+) -> None:
+    """A connection that breaks before or after the days went costs another attempt, and the audit has them once."""
+    for table, row in (("trades", trade), ("latencies", latency)):
+        insert(table, [row(now), row(now - 31 * DAY)])
+    real, failed = Retention._remove, set[str]()
+
+    def breaks(self: Retention, target: Any, *rest: Any) -> None:
+        if is_done or target.name in failed:
+            real(self, target, *rest)
+        if target.name not in failed:
+            failed.add(target.name)
+            raise ServerUnavailable("the connection broke")
+
+    monkeypatch.setattr(Retention, "_remove", breaks)
+    report = {table.table: table for table in retention.run().tables}
+    assert {"trades", "latencies"} <= failed
+    for table in ("trades", "latencies"):
+        assert (report[table].outcome, report[table].rows) == ("executed", 1)
+        assert days_left(execute, table, now) == [0]
+    wait_applied(execute, "retention_audit")
+    rows = execute(
+        "SELECT outcome, count() FROM retention_audit WHERE partition_name IS NOT NULL AND table_name = 'latencies' "
+        "ORDER BY outcome"
+    )
+    assert rows == [("dropped", 1), ("planned", 1)]
+    assert execute("SELECT DISTINCT ttlValue FROM tables() WHERE walEnabled") == [(0,)]
 
 
 def test_one_run_at_a_time(retention: Retention, settings: Settings, tmp_path: Any) -> None:
