@@ -75,7 +75,9 @@ def main() -> int:
     both = [name for name in before if name in after]
     if not both:
         parser.error(f"got {sorted(after)}, wanted one of {sorted(before)} in both")
-    found = [f"{name}: {line}" for name in both for line in problems(before[name], after[name], given.tolerance)]
+    missing = [name for name in before if name not in after] if given.after.is_dir() else []
+    found = [f"{name}: was measured, now not" for name in missing]
+    found += [f"{name}: {line}" for name in both for line in problems(before[name], after[name], given.tolerance)]
     for line in found:
         print(line)
     compared = sum(is_compared(figure) for name in both for figure in before[name].values())

@@ -119,7 +119,8 @@ def section(kept: Kept) -> str:
     lines = [f"## {result.what}", ""]
     lines += [f"`python -m bench.{result.benchmark}`; {kept.measured}, load average before: {kept.load_before:.1f}", ""]
     rows = [row(figure) for figure in result.figures if figure.cell is None]
-    lines += ["| figure | measured | bar | |", "|---|---:|---|---|", *rows, ""]
+    if rows:
+        lines += ["| figure | measured | bar | |", "|---|---:|---|---|", *rows, ""]
     lines += tables(result.figures)
     for plot in sorted(PLOTS.glob(f"{result.benchmark}-*.svg")):
         lines += [f"![{result.what}: {plot.stem}](plots/{plot.name})", ""]
@@ -156,21 +157,28 @@ def write_page() -> None:
     PAGE.write_text("\n".join([INTRODUCTION, where, *written]))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(MAIN_PATH), help=f"of {', '.join((*MAIN_PATH, *OTHERS))}")
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes; the page is not written")
     arguments = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
+    failed: list[str] = []
     for name in arguments.names:
         print(f"bench.{name} ...", file=sys.stderr, flush=True)
-        kept = measured(name, ["--tiny"] if arguments.tiny else [])
+        try:
+            kept = measured(name, ["--tiny"] if arguments.tiny else [])
+        except subprocess.CalledProcessError as error:
+            print(f"bench.{name} failed: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+            continue
         print(section(kept))
         if not arguments.tiny:
             (RESULTS / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(kept)))
     if not arguments.tiny:
         write_page()
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -111,6 +111,7 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
                 status: dict[str, Any] = {}
                 ringlog(questdb, producers, max(rows // 4, 2_000), status)  # warm, and how many rows a request has
                 request_rows = max(int(status["write_ms"]["rows"]), 1)
+                client(settings, connection, max(rows // 4, 2_000), request_rows)  # warm
                 contenders = {
                     "ringlog": functools.partial(ringlog, questdb, producers, rows, status),
                     "client": functools.partial(client, settings, connection, rows, request_rows),

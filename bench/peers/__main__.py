@@ -90,8 +90,8 @@ def rounds_of(
                 print(f"{peer.name}, {mode} ...", file=sys.stderr, flush=True)
                 try:
                     found[peer.name][mode].append(measured(peer, addresses, drain_seconds, stages))
-                except (RuntimeError, OSError, TimeoutError) as error:
-                    left_out[peer.name] = f"{mode}: {error}"
+                except (RuntimeError, OSError, EOFError, ImportError) as error:  # EOFError: a child of it died
+                    left_out[peer.name] = f"{mode}: {error or type(error).__name__}"
     return found
 
 

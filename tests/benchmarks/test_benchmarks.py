@@ -157,6 +157,19 @@ def test_a_ratio_that_got_worse_is_named(
     assert "misses its bar" in compared(none_lost, one_lost, monkeypatch, capsys)[0]
 
 
+def test_a_benchmark_that_was_not_run_again_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two whole runs a benchmark that only the first has is named: it may have failed."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    for directory, names in ((before, ("one", "other")), (after, ("one",))):
+        directory.mkdir()
+        for name in names:
+            kept(Result(benchmark=name, what="w", figures=[]), directory / f"{name}.json")
+    assert compared(before, after, monkeypatch, capsys) == ["other: was measured, now not"]
+    assert compared(before, after / "one.json", monkeypatch, capsys) == []
+
+
 def test_a_comparison_of_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing there, no result, or results of different benchmarks: a usage error, never "nothing got worse"."""
     one = kept(Result(benchmark="one", what="w", figures=[]), tmp_path / "one.json")
