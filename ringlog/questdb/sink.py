@@ -147,7 +147,14 @@ class QuestdbSink:
 
     def _verify(self, layout: RecordLayout) -> _Verified:
         self._verified.pop(layout.table, None)
-        status = verify(self.connection, layout)
+        try:
+            status = verify(self.connection, layout)
+        except ServerUnavailable:
+            # Suspended before a schema change: nothing is sent until that is applied, and so no receipt asks for it.
+            seen = statuses(self.connection).get(layout.table)
+            if seen is not None and seen.is_suspended:
+                self._resume(layout.table)
+            raise
         generation = self.connection.generation
         if generation != self._warned_generation:
             self._warned_generation = generation
