@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from whole_path import WholePath
 
 TIERS = ("slow", "root")
+FAULT_ROW = re.compile(r"::test_(\d\d)_")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,6 +85,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for tier, count in config.stash.get(LEFT_OUT, {}).items():
         if count:
             terminalreporter.write_line(f"not run: {count} tests marked {tier} (run them with --{tier})")
+    passed = (report.nodeid for report in terminalreporter.getreports("passed"))
+    rows = sorted({match[1] for name in passed if (match := FAULT_ROW.search(name))})
+    if rows:
+        terminalreporter.write_line(f"rows of the fault table with a test that passed ({len(rows)}): {' '.join(rows)}")
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,21 @@ def test_nothing_is_lost_doubled_or_altered() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_the_full_length_of_it() -> None:
+    """What `./scripts/torture --seconds 170` does: enough kills and records, few refused, none lost or altered."""
+    report = torture(seconds=170.0, seed=3, plant="", producers=4, rate=4_000.0)
+    accepted, refused, kills = report["accepted"], report["refused"], report["kills"]
+    assert isinstance(accepted, int)
+    assert isinstance(refused, int)
+    assert isinstance(kills, dict)
+    assert report["is_clean"], report
+    assert sum(kills.values()) >= 60, report
+    assert accepted >= 2_000_000, report
+    assert refused <= 0.01 * (accepted + refused), report
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_caught(bug: str) -> None:
     """The oracle catches every known bug within three runs: so its silence means something."""
