@@ -19,6 +19,8 @@ from ringlog.ring import store
 
 logger = logging.getLogger("ringlog.lanes")
 
+REMOVE_TIMEOUT_SECONDS = 0.05
+
 
 class LaneReader(LaneView):
     """One lane as the writer sees it. `sent` is the writer's own cursor; the segment's tail is what is confirmed."""
@@ -199,7 +201,8 @@ class LaneDirectory:
 
     def _remove(self, card: Card) -> None:
         try:
-            with claims_lock(self._instance):
+            # Hardly waited for: whoever holds it may be stopped, and the other lanes would fill meanwhile.
+            with claims_lock(self._instance, REMOVE_TIMEOUT_SECONDS):
                 unlink_segment(card.segment)
                 self._instance.lock_path(card.lane).unlink(missing_ok=True)
                 self._instance.card_path(card.lane).unlink(missing_ok=True)

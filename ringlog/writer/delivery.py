@@ -140,7 +140,7 @@ class Delivery:
         this process must end, and the next one sends everything again.
         """
         if self.silent_seconds > SEND_SECONDS_MAX:
-            self._hang()
+            self._hang(SEND_SECONDS_MAX)
         # Those of a table that was given up too: while they hold the room, waiting for them is all there is to do.
         pending: list[Future[Any]] = [future for future in self._under_way if not future.done()]
         if self._asked is not None:
@@ -153,9 +153,9 @@ class Delivery:
         self._confirm()
         return bool(pending)
 
-    def _hang(self) -> NoReturn:
+    def _hang(self, seconds: float) -> NoReturn:
         self.is_hung = True
-        raise ServerUnavailable(f"got a request that has not returned for {SEND_SECONDS_MAX:.0f} s, wanted an answer")
+        raise ServerUnavailable(f"got a request that has not returned for {seconds:.0f} s, wanted an answer")
 
     def _acknowledge(self, entry: _Sent) -> None:
         table = entry.batch.layout.table
@@ -169,12 +169,16 @@ class Delivery:
         except RinglogError as error:
             self._fail(table, error)
             return
-        except Exception as error:  # a surprise in a client library must not end the writer in a crash loop
-            logger.exception("send failed unexpectedly table=%s", table)
-            self._fail(table, ServerUnavailable(f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            self._surprise(table, error)
             return
         entry.acknowledged_at = time.monotonic()
         self._confirm_at = 0.0
+
+    def _surprise(self, table: str, error: Exception) -> None:
+        """A surprise in a client library must not end the writer in a crash loop."""
+        logger.error("send failed unexpectedly table=%s", table, exc_info=error)
+        self._fail(table, ServerUnavailable(f"{type(error).__name__}: {error}"))
 
     def _bisect(self, entry: _Sent, error: ServerRefused) -> bool:
         """Delivers the neighbours of refused rows, on the sending thread's turn and while nothing else is encoded."""
@@ -183,7 +187,12 @@ class Delivery:
         try:
             found = self._waited_for(self._sender.submit(bisect, self._sink.value, entry.batch))
         except RinglogError as fault:
+            if self.is_hung:
+                raise
             self._fail(table, fault)
+            return False
+        except Exception as fault:
+            self._surprise(table, fault)
             return False
         entry.receipts += found.receipts
         entry.refused += found.refused
@@ -194,7 +203,7 @@ class Delivery:
         while not wait([bisection], BISECT_SIGN_SECONDS).done:
             self._on_wait()
             if time.monotonic() > deadline:
-                self._hang()
+                self._hang(BISECT_SECONDS_MAX)
         return bisection.result()
 
     def _confirm(self) -> None:
@@ -260,9 +269,16 @@ class Delivery:
             entry.settle(Settled(error))
 
     def close(self) -> None:
-        """Ends the threads once what they are doing has ended, then closes the sink; a thread that hangs is left."""
+        """Ends the threads once what they are doing has ended, then closes the sink; a thread that hangs is left.
+
+        Raises ServerUnavailable where that takes longer than SEND_SECONDS_MAX: then this process must end.
+        """
         if self.is_hung:
             return
-        self._sender.shutdown(wait=True)
-        self._asker.shutdown(wait=True)
+        for threads in (self._sender, self._asker):
+            threads.shutdown(wait=False, cancel_futures=True)
+        asked = [] if self._asked is None else [self._asked[0]]
+        running: list[Future[Any]] = [future for future in (*self._under_way, *asked) if not future.done()]
+        if wait(running, SEND_SECONDS_MAX).not_done:
+            self._hang(SEND_SECONDS_MAX)
         self._sink.close()

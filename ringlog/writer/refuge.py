@@ -9,6 +9,7 @@ half as much again.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -210,8 +211,12 @@ class Refuge:
         replay = self.spool.read(table, self._rows_max)
         if replay is None:
             return
-        for damage in replay.damages:
-            self._ledger.record(Term.QUARANTINED, table, damage.spans)
+        try:
+            for damage in replay.damages:
+                self._ledger.record(Term.QUARANTINED, table, damage.spans)
+        except SpoolError:
+            self._rewind(table)  # or the cursor would pass what was read beside the damage
+            raise
         entry = _UnderWay(replay)
         self._replays.setdefault(table, []).append(entry)
         if replay.layout is None or not replay.rows:
@@ -268,14 +273,20 @@ class Refuge:
         logger.error("dead letters table=%s rows=%d first reason: %s", layout.table, len(refused), refused[0].reason)
 
     def quarantine(self, layout: RecordLayout, corrupt: Sequence[Corrupt]) -> bool:
-        """Keeps the bytes of corrupt slots durably; only after True may their lane advance."""
+        """Keeps the bytes of corrupt slots durably; only after True may their lane advance.
+
+        A file for each run of them, not for each: a whole lane of garbage must not cost the others a thousand fsyncs.
+        """
+        new = [slot for slot in corrupt if (slot.lane, slot.seq) not in self._corrupt]  # a lane may be read again
         try:
-            for slot in corrupt:
-                if (slot.lane, slot.seq) in self._corrupt:
-                    continue  # its lane was read again
-                kept = self.spool.quarantine.keep_text(f"slot-{slot.lane:016x}-{slot.seq}", slot.slot)
-                self._corrupt.add((slot.lane, slot.seq))
-                logger.error("lane=%016x seq=%d corrupt slot, not sent, kept=%s", slot.lane, slot.seq, kept)
+            for _, run in itertools.groupby(enumerate(new), lambda item: (item[1].lane, item[1].seq - item[0])):
+                slots = [slot for _, slot in run]
+                lane, seq, rows = slots[0].lane, slots[0].seq, len(slots)
+                kept = self.spool.quarantine.keep_text(
+                    f"slots-{lane:016x}-{seq}-{rows}", b"".join(slot.slot for slot in slots)
+                )
+                self._corrupt.update((slot.lane, slot.seq) for slot in slots)
+                logger.error("lane=%016x seq=%d rows=%d corrupt slots, not sent, kept=%s", lane, seq, rows, kept)
             spans = [Span(slot.lane, slot.seq, 1) for slot in corrupt]
             self._ledger.record(Term.QUARANTINED, layout.table, spans, durable=bool(corrupt))
         except (SpoolError, OSError) as error:
@@ -320,6 +331,16 @@ class Refuge:
         if not self.spool.rows(replay.table):
             logger.info("spool of table=%s is empty again", replay.table)
 
+    def _account_destroyed(self, table: str) -> None:
+        """Once nothing is left to be read: what the ledger still has as spooled lay in frames without a header."""
+        destroyed = self._ledger.spans(Term.SPOOLED, table)
+        for span in destroyed:
+            logger.error("spool cannot give lane=%016x seq=%d rows=%d: destroyed", span.lane, span.first_seq, span.rows)
+        try:
+            self._ledger.record(Term.QUARANTINED, table, destroyed, durable=bool(destroyed))
+        except SpoolError as error:  # the next start finds it
+            logger.error("ledger cannot be written: %s", error)
+
     def _confirm(self, entry: _UnderWay) -> bool:
         """Moves the spool's cursor over what is settled, if all before it is; False where the disk failed.
 
@@ -337,4 +358,6 @@ class Refuge:
                 self._rewind(table)
                 return False
             under_way.pop(0)
+        if not self.spool.rows(table):
+            self._account_destroyed(table)
         return True

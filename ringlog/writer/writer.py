@@ -236,7 +236,8 @@ class Writer:
         drain = self._drains.get(layout)
         if drain is None:
             drain = self._drains[layout] = Drain(layout, self._settings.batch_rows_max)
-        waiting = sum(max(lane.head - lane.sent, 0) for lane in lanes)
+        # A head that cannot be counts for nothing: its lane is left alone.
+        waiting = sum(rows for lane in lanes if 0 < (rows := lane.head - lane.sent) <= lane.capacity)
         deadline = time.monotonic() + self._interval
         while waiting > 0:
             while not self._delivery.has_room and time.monotonic() < deadline:
@@ -270,6 +271,8 @@ class Writer:
 
     def _settler(self, layout: RecordLayout, batch: Batch, runs: list[Slots]) -> Settle:
         def settle(settled: Settled) -> None:
+            if settled.refused and self._are_passed(runs):
+                return  # put away meanwhile, and the slots may hold later records: the spool's copy is refused again
             if settled.error is None and self._refuge.settle(layout, batch, settled, runs):
                 self._advance(runs)
                 return
@@ -280,6 +283,11 @@ class Writer:
             self._refuge.leave(layout.table)
 
         return settle
+
+    def _are_passed(self, runs: list[Slots]) -> bool:
+        """Whether a tail has moved over any of them, so that their slots are the owner's again."""
+        lanes = [self._directory.lanes.get(run.lane) for run in runs]
+        return any(lane is None or lane.tail > run.first_seq for lane, run in zip(lanes, runs, strict=True))
 
     def _put_away(self, layout: RecordLayout, lanes: list[LaneReader]) -> None:
         for runs in self._refuge.put_away(layout, lanes):
@@ -411,9 +419,11 @@ class Writer:
         logger.info("writer stopped rows=%d left_in_lanes=%d", self.statistics.rows, left)
 
     def close(self) -> None:
-        """Gives the lease back. Called by `run`."""
-        self._cuts.close()
-        self._delivery.close()
-        self._refuge.close()
-        self._directory.close()
-        self._lease.release()
+        """Gives the lease back. Called by `run`. Raises ServerUnavailable where a request does not return."""
+        try:
+            self._delivery.close()
+        finally:
+            self._cuts.close()
+            self._refuge.close()
+            self._directory.close()
+            self._lease.release()

@@ -254,6 +254,16 @@ def test_40_table_dropped(path: WholePath, caplog: pytest.LogCaptureFixture) -> 
     hold_up_one_table(path, caplog, f"drop table {TABLE}", create, f"{TABLE}: got no such table")
 
 
+def test_41_suspended_before_a_schema_change(path: WholePath) -> None:
+    """A table that is suspended with a new column still to be applied is resumed, though nothing can be sent to it."""
+    path.query(f"alter table {TABLE} suspend wal")
+    path.query(f"alter table {TABLE} add column later int")
+    with writing(path.settings), path.producing() as append:
+        append(100)
+        eventually(lambda: path.stored() == 100, "everything")
+        path.require_exact()
+
+
 def test_41_table_suspended(path: WholePath, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is acknowledged but not applied in time goes to the spool; others go on; the table is resumed by itself.
 

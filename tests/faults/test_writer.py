@@ -82,8 +82,12 @@ def test_18_garbage_in_slots(path: WholePath) -> None:
         report = path.proof()
     assert report.is_exact, report
     assert (report.tables[TABLE].confirmed, report.tables[TABLE].quarantined) == (97, 3)
-    kept = sorted((path.settings.spool_path / "quarantine").glob("slot-*.bytes"))
-    assert [file.read_bytes()[: len(garbage)] for file in kept] == [garbage] * 3
+    # A file for each run of them.
+    kept = {file.name: file.read_bytes() for file in (path.settings.spool_path / "quarantine").glob("slots-*.bytes")}
+    assert sorted(name.split("-", 2)[2] for name in kept) == ["0-1.bytes", "50-2.bytes"]
+    slots = b"".join(content for _, content in sorted(kept.items()))
+    starts = range(0, len(slots), layout.slot_bytes)
+    assert [slots[at : at + len(garbage)] for at in starts] == [garbage] * 3
 
 
 def test_18_garbage_for_a_head(path: WholePath, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from ringlog.ledger import Ledger, Term
-from ringlog.sinks.memory import MemorySink
+from ringlog.sinks.memory import MemorySink, Row
 from simulation.records import TABLES, TEXTS, Accepted, Key
 
 
@@ -43,14 +43,17 @@ class Oracle:
             if key in self.destroyed and (ledger is None or key in given[Term.QUARANTINED]):
                 continue
             raise Violation(f"lost: {key} {record}")
-        foreign = (stored | letters) - self.accepted.keys()
+        foreign = (stored | letters.keys()) - self.accepted.keys()
         if foreign:
             raise Violation(f"stored and never accepted: {sorted(foreign)[:5]}")
         wrong = {key for key in letters if not self.accepted[key].is_poison}
         if wrong:
             raise Violation(f"a dead letter that the server does not refuse: {sorted(wrong)[:5]}")
+        for key, rows in letters.items():
+            if not all(self.accepted[key].is_in(row) for row in rows):
+                raise Violation(f"dead letter altered: {key} got {rows}, wanted {self.accepted[key]}")
         if ledger is not None:
-            self._judge_ledger(ledger, given, stored, letters)
+            self._judge_ledger(ledger, given, stored, set(letters))
         return len(stored)
 
     def _stored(self, table: MemorySink) -> set[Key]:
@@ -91,12 +94,12 @@ def _keys(ledger: Ledger, term: Term) -> set[Key]:
     return {(span.lane, seq) for span in spans for seq in range(span.first_seq, span.first_seq + span.rows)}
 
 
-def _letters(spool: Path) -> set[Key]:
-    letters: set[Key] = set()
+def _letters(spool: Path) -> dict[Key, list[Row]]:
+    letters: dict[Key, list[Row]] = {}
     for path in (spool / "dead_letters").glob("*.ndjson"):
         for line in path.read_text().splitlines():
             with contextlib.suppress(ValueError):  # one that was being written when its process died
                 letter = json.loads(line)
                 if "seq" in letter:
-                    letters.add((letter["lane"], letter["seq"]))
+                    letters.setdefault((letter["lane"], letter["seq"]), []).append(letter["record"])
     return letters

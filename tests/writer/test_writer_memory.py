@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 from lane_samples import Drained, Sample, child, eventually, text_of
 from oracle import Oracle, produce
+from sink_batches import batch_of, fresh_layout
 from writer_thread import writing
 
 from ringlog import Producer
@@ -22,6 +24,8 @@ from ringlog.settings import Settings
 from ringlog.sinks import Receipt, Request
 from ringlog.sinks.memory import MemorySink
 from ringlog.writer import Writer
+from ringlog.writer.delivery import Delivery
+from ringlog.writer.statistics import Statistics
 
 
 class HeldSink(MemorySink):
@@ -102,6 +106,52 @@ def test_a_surprise_in_a_confirmation_ends_nothing(
         assert tails(lane_settings) == [(1, 0)]
         sink.confirming = True
         eventually(lambda: tails(lane_settings) == [(1, 1)], "the tail")
+
+
+def test_a_surprise_while_bad_rows_are_looked_for_ends_nothing(
+    lane_settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error that no sink should raise while it sends the rows of a refused batch one by one: sent again later."""
+
+    class Surprising(MemorySink):
+        surprises = 0
+
+        def send(self, request: Request) -> Receipt:
+            if request.layout.table == Sample.__table__ and not self.surprises and request.rows == 1:
+                self.surprises += 1
+                raise OSError("a surprise")
+            return super().send(request)
+
+    sink = Surprising(lambda row: "poison" if row.get("number") == 5 else None)
+    with Producer([Sample], settings=lane_settings) as producer, writing(lane_settings, sink) as writer:
+        for number in range(20):
+            assert producer.appender(Sample).append(number, text_of(number))
+        eventually(lambda: len(sink.rows(Sample)) == 19, "the others")
+        eventually(lambda: writer._refuge.dead_letters == 1, "the dead letter")
+    assert sink.surprises == 1
+    assert "send failed unexpectedly" in caplog.text
+
+
+def test_the_end_waits_for_no_request_that_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that hangs while all is closed ends that with a named error, after a bounded wait."""
+    monkeypatch.setattr("ringlog.writer.delivery.SEND_SECONDS_MAX", 0.5)
+    is_sending, end = threading.Event(), threading.Event()
+
+    class Hanging(MemorySink):
+        def send(self, request: Request) -> Receipt:
+            is_sending.set()
+            assert end.wait(60)
+            return super().send(request)
+
+    delivery = Delivery(Hanging(), Statistics(), confirm_timeout_seconds=60.0)
+    delivery.submit(batch_of(fresh_layout(), [{}]), lambda _settled: None)
+    assert is_sending.wait(60)
+    try:
+        with pytest.raises(ServerUnavailable, match="got a request that has not returned for 0 s"):
+            delivery.close()
+        assert delivery.is_hung
+    finally:
+        end.set()
 
 
 def test_a_failing_sink_loses_nothing(lane_settings: Settings) -> None:

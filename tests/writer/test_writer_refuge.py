@@ -12,7 +12,9 @@ from lane_samples import Sample, eventually, text_of
 from writer_thread import writing
 
 from ringlog import Producer
-from ringlog.errors import ConfigurationError, ServerUnavailable
+from ringlog.errors import ConfigurationError, ServerUnavailable, SpoolError
+from ringlog.ledger import Ledger, Term
+from ringlog.records import layout_of
 from ringlog.settings import Settings
 from ringlog.sinks import Batch, Receipt, Request, Sink
 from ringlog.sinks.memory import MemorySink
@@ -144,6 +146,81 @@ def test_a_frame_gives_its_lane_back_before_the_next_is_written(
     full = [capacity - REQUEST_ROWS for capacity in capacities]
     assert rooms[0] == full
     assert rooms[1] in ([capacities[0], full[1]], [full[0], capacities[1]])
+
+
+def test_damage_that_cannot_be_written_down_costs_no_other_record(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spool frame is damaged and the disk fails as the ledger is to know: the frames read beside it are not passed."""
+    record, failed = Ledger.record, []
+
+    def fails_once(self: Ledger, term: Term, *arguments: Any, **options: Any) -> None:
+        if term is Term.QUARANTINED and not failed:
+            failed.append(term)
+            raise SpoolError("the disk failed once")
+        record(self, term, *arguments, **options)
+
+    sink = MemorySink()
+    with Producer([Sample], settings=settings) as producer:
+        spool(settings, producer)
+        directory = Spool(settings.spool_path, bytes_max=settings.spool_bytes_max)
+        frames = [span for _, span in directory.spans()]
+        directory.close()
+        (frame,) = (span for span in frames if span.first_seq <= 130 < span.first_seq + span.rows)
+        (file,) = (settings.spool_path / "tables" / TABLE).glob("*.spool")
+        content = bytearray(file.read_bytes())
+        content[content.index(b"130:")] ^= 1
+        file.write_bytes(content)
+        monkeypatch.setattr(Ledger, "record", fails_once)
+        with writing(msgspec.structs.replace(settings, batch_rows_max=ROWS), sink) as writer:
+            eventually(lambda: not writer._refuge.spool.rows(TABLE), "an empty spool")
+    assert failed
+    missing = set(range(ROWS)) - {row["number"] for row in sink.rows(Sample)}
+    assert missing == set(range(frame.first_seq, frame.first_seq + frame.rows))
+
+
+class LateRefusal(MemorySink):
+    """Its first request is answered only once `go_on` is set; then it refuses the record of number 5."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda row: "poison" if row.get("number") == 5 else None)
+        self.is_sending, self.go_on = threading.Event(), threading.Event()
+
+    def send(self, request: Request) -> Receipt:
+        if request.layout.table == TABLE:
+            self.is_sending.set()
+            assert self.go_on.wait(60)
+        return super().send(request)
+
+
+def test_a_dead_letter_is_not_read_from_a_slot_that_was_given_back(settings: Settings) -> None:
+    """A refusal that comes after its batch was put away, and its slots used again, keeps the record that was refused."""
+    sink = LateRefusal()
+    lane = {Sample: 64 * layout_of(Sample).slot_bytes}
+    with Producer([Sample], settings=settings, lane_bytes=lane) as producer, writing(settings, sink) as writer:
+        append = producer.appender(Sample).append
+
+        def put(first: int, count: int) -> None:
+            for number in range(first, first + count):
+                assert append(number, text_of(number))
+
+        put(0, 10)
+        assert sink.is_sending.wait(60)
+        put(10, 50)
+        eventually(lambda: writer._refuge.spooled_rows == 60, "all to be put away while the server is silent")
+        put(60, 40)  # over the slots of the first ten
+        sink.go_on.set()
+        eventually(lambda: writer._refuge.dead_letters == 1, "the dead letter")
+        eventually(lambda: len(sink.rows(Sample)) == 99, "all others")
+    lines = [
+        line
+        for path in (settings.spool_path / "dead_letters").glob("*.ndjson")
+        for line in path.read_text().splitlines()
+    ]
+    letters = [letter for letter in map(msgspec.json.decode, lines) if "seq" in letter]
+    assert [(letter["seq"], letter["record"]["number"], letter["record"]["text"]) for letter in letters] == [
+        (5, 5, text_of(5))
+    ]
 
 
 def test_lanes_wait_for_no_library(settings: Settings) -> None:
