@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ringlog.errors import SchemaMismatch, ServerRefused
@@ -31,8 +32,10 @@ class Bisection(NamedTuple):
     refused: list[RefusedRow]
 
 
-def bisect(sink: Sink, batch: Batch) -> Bisection:
+def bisect(sink: Sink, batch: Batch, on_request: Callable[[], None] = lambda: None) -> Bisection:
     """Delivers all rows of a batch that the server takes, and names the others; about three requests a refused row.
+
+    `on_request` is called before each of them.
 
     Raises SchemaMismatch where the table is at fault and not the rows: it differs from the layout (the sink looks
     before it sends again), or none of PROBES rows spread over the batch is taken, or a refusal names no row. Raises
@@ -40,12 +43,12 @@ def bisect(sink: Sink, batch: Batch) -> Bisection:
     taken by then is folded by its keys.
     """
     if batch.rows >= PROBES:
-        _require_rows_at_fault(sink, batch)
+        _require_rows_at_fault(sink, batch, on_request)
     found = Bisection([], [])
     pieces = [(0, batch.rows)]
     while pieces:
         start, stop = pieces.pop()
-        answer = _tried(sink, batch, start, stop)
+        answer = _tried(sink, batch, start, stop, on_request)
         if isinstance(answer, Receipt):
             found.receipts.append(answer)
         elif stop - start > 1:
@@ -58,12 +61,12 @@ def bisect(sink: Sink, batch: Batch) -> Bisection:
     return found
 
 
-def _require_rows_at_fault(sink: Sink, batch: Batch) -> None:
+def _require_rows_at_fault(sink: Sink, batch: Batch, on_request: Callable[[], None]) -> None:
     """Tries single rows from the first to the last, evenly spread, until one is taken: most often the first."""
     answer: Receipt | ServerRefused | None = None
     for probe in range(PROBES):
         row = probe * (batch.rows - 1) // (PROBES - 1)
-        answer = _tried(sink, batch, row, row + 1)
+        answer = _tried(sink, batch, row, row + 1, on_request)
         if isinstance(answer, Receipt):
             return
     raise SchemaMismatch(
@@ -81,7 +84,8 @@ def _split(start: int, stop: int, line: int | None) -> list[tuple[int, int]]:
     return [(start, middle), (middle, stop)]
 
 
-def _tried(sink: Sink, batch: Batch, start: int, stop: int) -> Receipt | ServerRefused:
+def _tried(sink: Sink, batch: Batch, start: int, stop: int, on_request: Callable[[], None]) -> Receipt | ServerRefused:
+    on_request()
     request = sink.encode(batch.take(start, stop))
     try:
         return sink.send(request)

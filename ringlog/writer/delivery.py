@@ -1,7 +1,8 @@
 """Delivery: batches on their way to the sink, and the moment from which their records are safe.
 
 A batch is encoded on the caller's thread, sent on a second and confirmed on a third, so that the caller never waits
-for the server: at most two batches are held encoded, and one question asks for all that was acknowledged. Nothing
+for the server: at most two batches are held encoded, and one question asks for all that was acknowledged. The rows at
+fault in a refused batch are looked for on the second thread, and nothing else is encoded until they are found. Nothing
 here retries: a failure gives a table's batches back to where they came from.
 """
 
@@ -13,7 +14,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ringlog.errors import RinglogError, ServerRefused, ServerUnavailable
 from ringlog.sinks import Batch, Receipt, Request, Sink
@@ -30,7 +31,6 @@ CONFIRM_SURPRISE_SECONDS = 1.0  # a surprise in a client library is no flood of 
 # that has not returned after so long never will, and its thread cannot be ended: the process must be.
 SEND_SECONDS_MAX = 30.0
 BISECT_SECONDS_MAX = 600.0  # three requests a refused row
-BISECT_SIGN_SECONDS = 1.0
 BACKOFF_SECONDS_MIN = 0.1
 BACKOFF_SECONDS_MAX = 5.0
 
@@ -56,6 +56,14 @@ class _Sent:
     acknowledged_at: float | None = None
 
 
+class _Search(NamedTuple):
+    """For the rows at fault in a refused batch."""
+
+    entry: _Sent
+    future: Future[Bisection]
+    since: float
+
+
 @dataclasses.dataclass(slots=True)
 class _Backoff:
     failures: int = 0
@@ -65,23 +73,16 @@ class _Backoff:
 class Delivery:
     """Sends batches, in order for each table, and settles each exactly once: applied, or given back with an error."""
 
-    def __init__(
-        self,
-        sink: Sink | Future[Sink],
-        statistics: Statistics,
-        confirm_timeout_seconds: float,
-        on_wait: Callable[[], None] = lambda: None,
-    ) -> None:
-        """`on_wait` is called at least once a second while the caller's thread waits for a bisection."""
+    def __init__(self, sink: Sink | Future[Sink], statistics: Statistics, confirm_timeout_seconds: float) -> None:
         self._sink = Part(sink)
         self._statistics = statistics
         self.confirm_timeout_seconds = confirm_timeout_seconds
-        self._on_wait = on_wait
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-send")
         self._asker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-confirm")
         self._sent: list[_Sent] = []
         self._under_way: set[Future[tuple[Receipt, float]]] = set()
         self._asked: tuple[Future[Sequence[bool]], list[_Sent]] | None = None
+        self._search: _Search | None = None
         self._backoffs: dict[str, _Backoff] = {}
         self._confirm_at = 0.0
         self._sending_since: float | None = None  # written by the sending thread
@@ -101,12 +102,12 @@ class Delivery:
     def has_room(self) -> bool:
         """Whether another batch may be encoded now."""
         self._under_way = {future for future in self._under_way if not future.done()}
-        return len(self._under_way) < REQUESTS_HELD_MAX
+        return self._search is None and len(self._under_way) < REQUESTS_HELD_MAX
 
     @property
     def silent_seconds(self) -> float:
-        """How long the request under way has gone without an answer; 0 where none is."""
-        since = self._sending_since
+        """How long the request, or the search for refused rows, under way has gone without an end; 0 where none is."""
+        since = self._sending_since if self._search is None else self._search.since
         return 0.0 if since is None else time.monotonic() - since
 
     def is_open(self, table: str) -> bool:
@@ -139,19 +140,35 @@ class Delivery:
         False where nothing was under way to wait for. Raises ServerUnavailable where a request never returns: then
         this process must end, and the next one sends everything again.
         """
-        if self.silent_seconds > SEND_SECONDS_MAX:
-            self._hang(SEND_SECONDS_MAX)
+        self._require_ends()
         # Those of a table that was given up too: while they hold the room, waiting for them is all there is to do.
         pending: list[Future[Any]] = [future for future in self._under_way if not future.done()]
         if self._asked is not None:
             pending.append(self._asked[0])
+        if self._search is not None:
+            pending.append(self._search.future)
         if pending and timeout_seconds > 0:
             wait(pending, timeout_seconds, FIRST_COMPLETED)
+        if self._search is not None and self._search.future.done():
+            search, self._search = self._search, None
+            if search.entry in self._sent:  # or its table was given up meanwhile
+                self._found(search)
+        blocked: set[str] = set()
         for entry in list(self._sent):
-            if entry.acknowledged_at is None and entry.future.done() and entry in self._sent:
+            table = entry.batch.layout.table
+            if entry.acknowledged_at is None and table not in blocked and entry.future.done() and entry in self._sent:
                 self._acknowledge(entry)
+            if entry.acknowledged_at is None:
+                blocked.add(table)  # one whose refused rows are looked for comes before those that were sent after it
         self._confirm()
         return bool(pending)
+
+    def _require_ends(self) -> None:
+        now, since = time.monotonic(), self._sending_since
+        if since is not None and now - since > SEND_SECONDS_MAX:
+            self._hang(SEND_SECONDS_MAX)
+        if self._search is not None and now - self._search.since > BISECT_SECONDS_MAX:
+            self._hang(BISECT_SECONDS_MAX)
 
     def _hang(self, seconds: float) -> NoReturn:
         self.is_hung = True
@@ -164,12 +181,13 @@ class Delivery:
             entry.receipts.append(receipt)
             self._statistics.wrote(entry.batch.rows, seconds)
         except ServerRefused as error:
-            if not self._bisect(entry, error):
-                return
+            if self._search is None:
+                self._bisect(entry, error)
+            return
         except RinglogError as error:
             self._fail(table, error)
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (it is logged there)
             self._surprise(table, error)
             return
         entry.acknowledged_at = time.monotonic()
@@ -180,31 +198,35 @@ class Delivery:
         logger.error("send failed unexpectedly table=%s", table, exc_info=error)
         self._fail(table, ServerUnavailable(f"{type(error).__name__}: {error}"))
 
-    def _bisect(self, entry: _Sent, error: ServerRefused) -> bool:
-        """Delivers the neighbours of refused rows, on the sending thread's turn and while nothing else is encoded."""
+    def _bisect(self, entry: _Sent, error: ServerRefused) -> None:
+        """Has the neighbours of refused rows delivered, on the sending thread's turn and while nothing is encoded."""
         table = entry.batch.layout.table
         logger.warning("refused table=%s rows=%d, looking for the rows at fault: %s", table, entry.batch.rows, error)
+        self._search = _Search(entry, self._sender.submit(self._bisected, entry.batch), time.monotonic())
+
+    def _bisected(self, batch: Batch) -> Bisection:
+        def begin() -> None:
+            self._sending_since = time.monotonic()
+
         try:
-            found = self._waited_for(self._sender.submit(bisect, self._sink.value, entry.batch))
+            return bisect(self._sink.value, batch, begin)
+        finally:
+            self._sending_since = None
+
+    def _found(self, search: _Search) -> None:
+        entry, table = search.entry, search.entry.batch.layout.table
+        try:
+            found = search.future.result()
         except RinglogError as fault:
-            if self.is_hung:
-                raise
             self._fail(table, fault)
-            return False
-        except Exception as fault:
+            return
+        except Exception as fault:  # noqa: BLE001
             self._surprise(table, fault)
-            return False
+            return
         entry.receipts += found.receipts
         entry.refused += found.refused
-        return True
-
-    def _waited_for(self, bisection: Future[Bisection]) -> Bisection:
-        deadline = time.monotonic() + BISECT_SECONDS_MAX
-        while not wait([bisection], BISECT_SIGN_SECONDS).done:
-            self._on_wait()
-            if time.monotonic() > deadline:
-                self._hang(BISECT_SECONDS_MAX)
-        return bisection.result()
+        entry.acknowledged_at = time.monotonic()
+        self._confirm_at = 0.0
 
     def _confirm(self) -> None:
         now = time.monotonic()
@@ -277,8 +299,11 @@ class Delivery:
             return
         for threads in (self._sender, self._asker):
             threads.shutdown(wait=False, cancel_futures=True)
-        asked = [] if self._asked is None else [self._asked[0]]
-        running: list[Future[Any]] = [future for future in (*self._under_way, *asked) if not future.done()]
-        if wait(running, SEND_SECONDS_MAX).not_done:
+        futures: list[Future[Any]] = [*self._under_way]
+        if self._asked is not None:
+            futures.append(self._asked[0])
+        if self._search is not None:
+            futures.append(self._search.future)
+        if wait([future for future in futures if not future.done()], SEND_SECONDS_MAX).not_done:
             self._hang(SEND_SECONDS_MAX)
         self._sink.close()

@@ -76,7 +76,7 @@ class Writer:
         self._directory = LaneDirectory(self._instance, on_empty=self._close_lane, on_absent=self._lose_lane)
         self._cuts: Part[Cuts | None] = Part(cuts)
         self._cuts_by: float | None = None  # from when the sink is there on, which has loaded the same libraries
-        self._delivery = Delivery(sink, self.statistics, settings.confirm_timeout_ms / 1000, self._supervisor.alive)
+        self._delivery = Delivery(sink, self.statistics, settings.confirm_timeout_ms / 1000)
         spool = Spool(settings.spool_path, bytes_max=settings.spool_bytes_max)
         self._ledger = Ledger(spool.directory, spool.reserve, boot_id())
         self._refuge = Refuge(spool, self._ledger, settings.batch_rows_max, mirror)
@@ -271,9 +271,9 @@ class Writer:
 
     def _settler(self, layout: RecordLayout, batch: Batch, runs: list[Slots]) -> Settle:
         def settle(settled: Settled) -> None:
-            if settled.refused and self._are_passed(runs):
-                return  # put away meanwhile, and the slots may hold later records: the spool's copy is refused again
-            if settled.error is None and self._refuge.settle(layout, batch, settled, runs):
+            # Put away meanwhile, their slots may hold later records: the spool's copy is refused again, and kept.
+            is_passed = bool(settled.refused) and self._are_passed(runs)
+            if settled.error is None and not is_passed and self._refuge.settle(layout, batch, settled, runs):
                 self._advance(runs)
                 return
             for run in runs:

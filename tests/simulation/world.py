@@ -28,6 +28,7 @@ from simulation.oracle import Violation
 from simulation.server import Server
 
 SPOOL_FILE_BYTES_MAX = 20_480  # a few frames a file, so that files come and go
+WAIT_STEP_SECONDS = 0.1
 SILENT_SECONDS_MAX = 10.0
 
 
@@ -125,7 +126,11 @@ class Thread:
         first = self.ended or (self.tasks[0] if self.tasks else None)
         return min(self._clock.now - first.since, SILENT_SECONDS_MAX) if first is not None else 0.0
 
-    def shutdown(self, wait: bool = True) -> None:
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        if cancel_futures:
+            for task in self.tasks:
+                task.end()
+            self.tasks.clear()
         while wait and not self.is_idle:
             self.wait()
 
@@ -174,9 +179,15 @@ class World:
         self.disk.step("unlink segment")
         claims.unlink_segment(name)
 
-    def _wait(self, futures: Sequence[Task], timeout: float, _until: str = "") -> SimpleNamespace:
-        self.clock.now += timeout
-        self.step_threads()
+    def _wait(self, futures: Sequence[Task], timeout: float, until: str = "ALL_COMPLETED") -> SimpleNamespace:
+        """For the first of them a step of the threads, for all as many as that takes."""
+        deadline = self.clock.now + timeout
+        while until == "ALL_COMPLETED" and self.clock.now < deadline and not all(task.done() for task in futures):
+            self.clock.now = min(deadline, self.clock.now + WAIT_STEP_SECONDS)
+            self.step_threads()
+        if until != "ALL_COMPLETED":
+            self.clock.now = deadline
+            self.step_threads()
         done = {task for task in futures if task.done()}
         return SimpleNamespace(done=done, not_done=set(futures) - done)
 

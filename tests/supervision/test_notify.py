@@ -21,7 +21,7 @@ from ringlog.errors import ServerRefused
 from ringlog.settings import Settings
 from ringlog.sinks import Batch, Receipt, Request
 from ringlog.sinks.memory import MemorySink
-from ringlog.writer import Writer, delivery
+from ringlog.writer import Writer
 from ringlog.writer.supervisor import Supervisor
 
 
@@ -104,11 +104,8 @@ class SlowRefusal(MemorySink):
         return super().send(request)
 
 
-def test_a_long_bisection_is_no_hang(
-    lane_settings: Settings, notify: NotifySocket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_bisection_is_no_hang(lane_settings: Settings, notify: NotifySocket) -> None:
     """While refused rows are looked for, which may take minutes, the watchdog still hears of the writer."""
-    monkeypatch.setattr(delivery, "BISECT_SIGN_SECONDS", 0.01)
     sink = SlowRefusal()
     writer = Writer(lane_settings, sink, supervisor=Supervisor(notify.address, watchdog_seconds=0.03))
     thread = threading.Thread(target=writer.run)

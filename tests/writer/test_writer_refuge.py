@@ -12,9 +12,9 @@ from lane_samples import Sample, eventually, text_of
 from writer_thread import writing
 
 from ringlog import Producer
-from ringlog.errors import ConfigurationError, ServerUnavailable, SpoolError
+from ringlog.errors import ConfigurationError, ServerRefused, ServerUnavailable, SpoolError
 from ringlog.ledger import Ledger, Term
-from ringlog.records import layout_of
+from ringlog.records import LatencySample, layout_of
 from ringlog.settings import Settings
 from ringlog.sinks import Batch, Receipt, Request, Sink
 from ringlog.sinks.memory import MemorySink
@@ -151,7 +151,7 @@ def test_a_frame_gives_its_lane_back_before_the_next_is_written(
 def test_damage_that_cannot_be_written_down_costs_no_other_record(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A spool frame is damaged and the disk fails as the ledger is to know: the frames read beside it are not passed."""
+    """A spool frame is damaged and the disk fails as the ledger is to know: frames read beside it are not passed."""
     record, failed = Ledger.record, []
 
     def fails_once(self: Ledger, term: Term, *arguments: Any, **options: Any) -> None:
@@ -194,7 +194,7 @@ class LateRefusal(MemorySink):
 
 
 def test_a_dead_letter_is_not_read_from_a_slot_that_was_given_back(settings: Settings) -> None:
-    """A refusal that comes after its batch was put away, and its slots used again, keeps the record that was refused."""
+    """A refusal that comes after its batch was put away, and its slots used again, keeps what was refused."""
     sink = LateRefusal()
     lane = {Sample: 64 * layout_of(Sample).slot_bytes}
     with Producer([Sample], settings=settings, lane_bytes=lane) as producer, writing(settings, sink) as writer:
@@ -221,6 +221,47 @@ def test_a_dead_letter_is_not_read_from_a_slot_that_was_given_back(settings: Set
     assert [(letter["seq"], letter["record"]["number"], letter["record"]["text"]) for letter in letters] == [
         (5, 5, text_of(5))
     ]
+
+
+class SlowSearch(MemorySink):
+    """Refuses the record of number 5, and answers the requests that look for it only once `go_on` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda row: "poison" if row.get("number") == 5 else None)
+        self.is_searching, self.go_on = threading.Event(), threading.Event()
+        self._was_refused = False
+
+    def send(self, request: Request) -> Receipt:
+        if self._was_refused:
+            self.is_searching.set()
+            assert self.go_on.wait(60)
+        try:
+            return super().send(request)
+        except ServerRefused:
+            self._was_refused = True
+            raise
+
+
+def test_a_search_for_refused_rows_fills_no_lane(settings: Settings) -> None:
+    """While the rows at fault in one table's batch are looked for, other tables' lanes go to the spool: none fills."""
+    sink = SlowSearch()
+    lane = {LatencySample: 64 * layout_of(LatencySample).slot_bytes}
+    with (
+        Producer([Sample, LatencySample], settings=settings, lane_bytes=lane) as producer,
+        writing(settings, sink) as writer,
+    ):
+        for number in range(10):
+            assert producer.appender(Sample).append(number, text_of(number))
+        assert sink.is_searching.wait(60)
+        latency = producer.appender(LatencySample).append
+        for part in range(1, 4):
+            assert all(latency("s", "o", float(number)) for number in range(60))
+            eventually(lambda part=part: writer._refuge.spooled_rows == 60 * part, "the lane to be put away")
+        assert sink.rows(LatencySample) == []
+        sink.go_on.set()
+        eventually(lambda: len(sink.rows(LatencySample)) == 180, "all latencies")
+        eventually(lambda: len(sink.rows(Sample)) == 9, "the samples beside the refused one")
+        eventually(lambda: writer._refuge.dead_letters == 1, "the dead letter")
 
 
 def test_lanes_wait_for_no_library(settings: Settings) -> None:
