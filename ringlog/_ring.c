@@ -207,6 +207,8 @@ static void field_write_null(const Field *field, unsigned char *slot)
         write_u16(slot + field->offset, NULL_LENGTH);
 }
 
+#define DOUBLE_INTS_END 9007199254740992.0 /* 2^53: every int below it is a double */
+
 static inline int write_double(const Field *field, PyObject *value, unsigned char *slot)
 {
     double number;
@@ -218,6 +220,9 @@ static inline int write_double(const Field *field, PyObject *value, unsigned cha
             PyErr_Clear();
             return COERCE;
         }
+        /* Above 2^53 an int may lie between two doubles: whether this one does is for `exact_value` to say. */
+        if (UNLIKELY(number >= DOUBLE_INTS_END || number <= -DOUBLE_INTS_END))
+            return COERCE;
     }
     else
         return COERCE;

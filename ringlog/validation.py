@@ -117,6 +117,10 @@ def _double(record: str, field: Field, value: Any) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise RecordValueError(f"{record}.{field.name}: got {_shown(value)}, wanted a finite float")
+    if number != (int(value) if isinstance(value, int | np.integer) else value):  # numpy would round both alike
+        raise RecordValueError(
+            f"{record}.{field.name}: got {_shown(value)}, wanted a number that a float64 holds exactly"
+        )
     _in_range(record, field, number)
     return number
 
