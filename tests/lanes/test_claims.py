@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import re
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 from lane_samples import Drained, Sample, child, segments
 
+from ringlog import Producer
 from ringlog.errors import LaneError, SegmentRefused, SharedMemoryFull
 from ringlog.lanes.claims import BudgetExhausted, OwnedLane, cards, claim, claims_lock, open_board
 from ringlog.lanes.instance import Instance
@@ -222,6 +224,26 @@ def test_20_lock_files_are_not_followed(instance: Instance, tmp_path: Path) -> N
     with pytest.raises(LaneError, match=r"claims\.lock: got .*, wanted a lock file of this user"):
         claim(instance, LAYOUT)
     assert target.read_text() == "precious"
+
+
+@linux
+def test_16_a_full_dev_shm(lane_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the pages of a lane cannot be had a claim says how much it needed, and leaves no segment, card or lock."""
+    reserve = os.posix_fallocate
+
+    def full(descriptor: int, offset: int, size_bytes: int) -> None:
+        if size_bytes > 1 << 16:  # the board, of a few pages, still has room
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reserve(descriptor, offset, size_bytes)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(SharedMemoryFull, match=r"bytes of shared memory, got \d+ bytes free: enlarge /dev/shm"):
+        Producer([Sample], settings=lane_settings).open()
+    instance = Instance(lane_settings).open()
+    assert cards(instance) == []
+    assert list(instance.lanes_dir.iterdir()) == []
+    prefix = instance.board_name.removesuffix("board")
+    assert [path.name for path in SHM.glob(f"{prefix}*")] == [instance.board_name]
 
 
 @pytest.mark.root

@@ -19,7 +19,7 @@ from writer_thread import writing
 from ringlog import Producer
 from ringlog.errors import ServerUnavailable, WriterRunning
 from ringlog.lanes.claims import open_board
-from ringlog.records import LatencySample
+from ringlog.records import LatencySample, layout_of
 from ringlog.settings import Settings
 from ringlog.sinks import Receipt, Request
 from ringlog.sinks.memory import MemorySink
@@ -210,15 +210,18 @@ sys.stdin.readline()
         eventually(lambda: sink.rows(Sample), "a row after the first writer's end")
 
 
-def test_early_at_the_high_water_mark(lane_settings: Settings) -> None:
-    """A lane past its mark is drained before the interval is over."""
-    settings = msgspec.structs.replace(lane_settings, drain_interval_ms=600_000)
+@pytest.mark.parametrize(("batch_rows_max", "mark"), [(20_000, 32), (5, 5)])
+def test_early_at_the_high_water_mark(lane_settings: Settings, batch_rows_max: int, mark: int) -> None:
+    """A lane that is half full, or has as many records as a request takes, is drained before the interval is over."""
+    settings = msgspec.structs.replace(lane_settings, drain_interval_ms=600_000, batch_rows_max=batch_rows_max)
     sink = HeldSink()
-    with Producer([Sample], settings=settings, lane_bytes={Sample: 16384}) as producer, writing(settings, sink):
-        appender = producer.appender(Sample)
-        deadline_rows = 16384 // appender.layout.slot_bytes
-        eventually(lambda: sink.sent or (appender.append(0, text_of(0)) and False), "an early drain")
-        assert appender.accepted <= deadline_rows or sink.sent
+    lane = {Sample: 64 * layout_of(Sample).slot_bytes}
+    with Producer([Sample], settings=settings, lane_bytes=lane) as producer, writing(settings, sink):
+        eventually(lambda: open_board(producer.instance).beat_us, "the first tick, which comes at once")
+        for number in range(mark):
+            assert sink.sent == []
+            assert producer.appender(Sample).append(number, text_of(number))
+        eventually(lambda: len(sink.rows(Sample)) == mark, "an early drain")
 
 
 def test_stop_delivers_what_was_accepted(lane_settings: Settings) -> None:
