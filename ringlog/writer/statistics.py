@@ -80,12 +80,13 @@ class Statistics:
         self._reported = (self.rows, self.writes, self.errors)
         metrics: list[tuple[str, str, float, int | None]] = [
             ("throughput", "writer.rows", rows / seconds, None),
-            ("throughput", "writer.batch_rows", self.write_rows.percentile(50), 50),
             ("error_rate", "writer.write", errors / max(writes + errors, 1), None),
         ]
-        for percent in (50, 95, 99):
-            metrics.append(("latency", "writer.write", self.write_ms.percentile(percent) * 1e3, percent))
-            metrics.append(("latency", "writer.tick", self.tick_ms.percentile(percent) * 1e3, percent))
+        if len(self.write_rows):
+            metrics.append(("throughput", "writer.batch_rows", self.write_rows.percentile(50), 50))
+        for operation, samples in (("writer.write", self.write_ms), ("writer.tick", self.tick_ms)):
+            if len(samples):  # none is no latency of 0
+                metrics += [("latency", operation, samples.percentile(at) * 1e3, at) for at in (50, 95, 99)]
         names = ("metric_type", "operation", "value", "percentile")
         array = rows_of(PerformanceMetric, dict(zip(names, map(list, zip(*metrics, strict=True)), strict=True)))
         array["seq"] = np.arange(self._seq, self._seq + len(array))

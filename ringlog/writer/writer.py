@@ -92,7 +92,7 @@ class Writer:
         self._process = psutil.Process()
         self._adopt_at = 0.0
         self._status_at = 0.0
-        self._metrics_at = time.monotonic() + METRICS_INTERVAL_SECONDS
+        self._reported_at = time.monotonic()
 
     def stop(self) -> None:
         """Asks `run` to deliver what is in the lanes now and to return; safe in a signal handler."""
@@ -150,9 +150,8 @@ class Writer:
         if now >= self._adopt_at:
             self._adopt_at = now + ADOPT_INTERVAL_SECONDS
             self._directory.adopt()
-        if now >= self._metrics_at:
-            self._metrics_at = now + METRICS_INTERVAL_SECONDS
-            self._report()
+        if now - self._reported_at >= METRICS_INTERVAL_SECONDS:
+            self._report(now)
         if now >= self._status_at:
             self._status_at = now + STATUS_INTERVAL_SECONDS
             self._see_heads()
@@ -396,9 +395,11 @@ class Writer:
         self._refuge.spool.bytes_max = settings.spool_bytes_max
         relimit(self._pressure, settings)
 
-    def _report(self) -> None:
+    def _report(self, now: float) -> None:
+        """Where the server does not take it now, the next tick tries again, and its figures are of that longer time."""
         if self._delivery.is_open("performance_metrics") and self._delivery.has_room:
-            self._delivery.submit(self.statistics.batch(METRICS_INTERVAL_SECONDS), lambda _settled: None)
+            self._delivery.submit(self.statistics.batch(now - self._reported_at), lambda _settled: None)
+            self._reported_at = now
 
     def _finish(self) -> None:
         """Delivers what had been accepted when the stop came; producers may go on appending for the next writer."""

@@ -17,9 +17,9 @@ from sink_batches import batch_of, fresh_layout
 from writer_thread import writing
 
 from ringlog import Producer
-from ringlog.errors import ServerUnavailable, WriterRunning
+from ringlog.errors import ServerRefused, ServerUnavailable, WriterRunning
 from ringlog.lanes.claims import open_board
-from ringlog.records import LatencySample, layout_of
+from ringlog.records import LatencySample, PerformanceMetric, layout_of
 from ringlog.settings import Settings
 from ringlog.sinks import Receipt, Request
 from ringlog.sinks.memory import MemorySink
@@ -114,13 +114,17 @@ def test_a_surprise_while_bad_rows_are_looked_for_ends_nothing(
     """An error that no sink should raise while it sends the rows of a refused batch one by one: sent again later."""
 
     class Surprising(MemorySink):
-        surprises = 0
+        refusals = surprises = 0
 
         def send(self, request: Request) -> Receipt:
-            if request.layout.table == Sample.__table__ and not self.surprises and request.rows == 1:
+            if self.refusals and not self.surprises:
                 self.surprises += 1
                 raise OSError("a surprise")
-            return super().send(request)
+            try:
+                return super().send(request)
+            except ServerRefused:
+                self.refusals += 1
+                raise
 
     sink = Surprising(lambda row: "poison" if row.get("number") == 5 else None)
     with Producer([Sample], settings=lane_settings) as producer, writing(lane_settings, sink) as writer:
@@ -222,6 +226,44 @@ def test_early_at_the_high_water_mark(lane_settings: Settings, batch_rows_max: i
             assert sink.sent == []
             assert producer.appender(Sample).append(number, text_of(number))
         eventually(lambda: len(sink.rows(Sample)) == mark, "an early drain")
+
+
+def test_slow_writes_stretch_the_interval(lane_settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """Writes that keep taking longer than the interval double it, up to 1 s, and warn; quick ones bring it back."""
+    caplog.set_level("INFO")
+    writer = Writer(lane_settings, MemorySink())
+
+    def interval_after(write_seconds: float) -> float:
+        writer.statistics.slowest_write_seconds = write_seconds
+        writer._adapt()
+        return writer._interval
+
+    assert [interval_after(0.15) for _ in range(3)] == [0.1, 0.1, 0.2]  # one slow write is none that keeps being slow
+    assert caplog.text.count("write took 150 ms") == 3
+    assert [interval_after(5.0) for _ in range(12)][2::3] == [0.4, 0.8, 1.0, 1.0]
+    assert interval_after(0.3) == 1.0
+    assert [interval_after(0.01) for _ in range(5)] == [0.5, 0.25, 0.125, 0.1, 0.1]
+    assert "writes are quick" in caplog.text
+    writer.close()
+
+
+def test_the_writer_measures_itself(lane_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows/s, latencies of ticks and writes, and errors are themselves performance_metrics; no latency of 0."""
+    monkeypatch.setattr("ringlog.writer.writer.METRICS_INTERVAL_SECONDS", 0.05)
+    sink = HeldSink()
+
+    def found() -> dict[tuple[str, str, int | None], float]:
+        rows = sink.rows(PerformanceMetric)
+        return {(row["metric_type"], row["operation"], row["percentile"]): row["value"] for row in rows}
+
+    wanted = {("throughput", "writer.rows", None), ("throughput", "writer.batch_rows", 50)}
+    wanted |= {("error_rate", "writer.write", None)}
+    wanted |= {("latency", f"writer.{part}", percent) for part in ("tick", "write") for percent in (50, 95, 99)}
+    with Producer([Sample], settings=lane_settings) as producer, writing(lane_settings, sink):
+        for number in range(100):
+            assert producer.appender(Sample).append(number, text_of(number))
+        eventually(lambda: found().keys() == wanted, "every metric")
+    assert all(row["value"] > 0 for row in sink.rows(PerformanceMetric) if row["metric_type"] == "latency")
 
 
 def test_stop_delivers_what_was_accepted(lane_settings: Settings) -> None:
