@@ -193,7 +193,8 @@ def test_a_young_table_is_held_too(retention: Retention, execute: Execute, inser
     """A cut far behind the oldest day is held however few days are stored: a clock that is ahead does just that."""
     insert("trades", [trade(now), trade(now - 33 * DAY)])
     found = {table.table: table for table in retention.run().tables}["trades"]
-    assert (found.outcome, found.reason[:38]) == ("held", "the oldest day is 3 days before the cut"[:38])
+    assert found.outcome == "held"
+    assert found.reason.startswith("the oldest day is 3 days before the cut")
     assert days_left(execute, "trades", now) == [33, 0]
 
 

@@ -185,6 +185,11 @@ class LateRefusal(MemorySink):
     def __init__(self) -> None:
         super().__init__(lambda row: "poison" if row.get("number") == 5 else None)
         self.is_sending, self.go_on = threading.Event(), threading.Event()
+        self.encoded = 0
+
+    def encode(self, batch: Batch) -> Request:
+        self.encoded += batch.layout.table == TABLE
+        return super().encode(batch)
 
     def send(self, request: Request) -> Receipt:
         if request.layout.table == TABLE:
@@ -206,7 +211,9 @@ def test_a_dead_letter_is_not_read_from_a_slot_that_was_given_back(settings: Set
 
         put(0, 10)
         assert sink.is_sending.wait(60)
-        put(10, 50)
+        put(10, 2)
+        eventually(lambda: sink.encoded == 2, "the second request, the last that is held")
+        put(12, 48)
         eventually(lambda: writer._refuge.spooled_rows == 60, "all to be put away while the server is silent")
         put(60, 40)  # over the slots of the first ten
         sink.go_on.set()
