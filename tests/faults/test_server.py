@@ -258,9 +258,10 @@ def test_41_suspended_before_a_schema_change(path: WholePath) -> None:
     """A table that is suspended with a new column still to be applied is resumed, though nothing can be sent to it."""
     path.query(f"alter table {TABLE} suspend wal")
     path.query(f"alter table {TABLE} add column later int")
-    with writing(path.settings), path.producing() as append:
-        append(100)
-        eventually(lambda: path.stored() == 100, "everything")
+    with writing(path.settings):
+        with path.producing() as append:
+            append(100)
+            eventually(lambda: path.stored() == 100, "everything")
         path.require_exact()
 
 
