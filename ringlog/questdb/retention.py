@@ -27,7 +27,7 @@ import stamina
 from ringlog.errors import ConfigurationError, RetentionRunning, RinglogError, ServerError
 from ringlog.questdb import audit
 from ringlog.questdb.audit import AuditEntry
-from ringlog.questdb.conf import is_loopback
+from ringlog.questdb.conf import client_conf, is_loopback
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.tables import KEYS, columns, quoted
 from ringlog.records.declaration import IDENTIFIER
@@ -310,7 +310,7 @@ class Retention:
         return [Partition(name, low // DAY_US * DAY_US, count, size) for name, low, count, size in rows]
 
     def _disk_free_bytes(self) -> int | None:
-        if not is_loopback(self._settings.questdb_host):
+        if not is_loopback(client_conf(self._settings).host):
             return None
         # The only absolute path that the server tells: a folder below its root, made when first needed.
         rows = self._connection.execute("(SHOW PARAMETERS) WHERE property_path = 'cairo.sql.copy.work.root'")

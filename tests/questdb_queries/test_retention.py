@@ -376,6 +376,21 @@ def test_one_run_at_a_time(retention: Retention, settings: Settings, tmp_path: A
     assert not retention.run().failed
 
 
+@pytest.mark.parametrize(("conf_host", "is_read"), [("127.0.0.1", True), ("questdb.example", False)])
+def test_the_disk_is_that_of_the_server_spoken_to(
+    settings: Settings, fresh: None, tmp_path: Any, conf_host: str, is_read: bool
+) -> None:
+    """A disk of this machine is reported where the host of QDB_CLIENT_CONF is this machine, whatever questdb_host says."""
+    conf = f"http::addr={conf_host}:{settings.questdb_http_port};"
+    other = "192.0.2.1" if is_read else "127.0.0.1"
+    changes = {"questdb_host": other, "questdb_client_conf": conf, "runtime_dir": str(tmp_path)}
+    retention = Retention(Settings(**{**_fields(settings), **changes}))
+    try:
+        assert (retention._disk_free_bytes() is not None) == is_read
+    finally:
+        retention.close()
+
+
 def test_settings(settings: Settings) -> None:
     """Less than a day, and an hour that is none, are refused by name."""
     with pytest.raises(ConfigurationError, match="RINGLOG_RETENTION_DAYS"):
