@@ -1,9 +1,10 @@
 """What a record costs as the work grows: producers, record types, records/s, lanes, metadata; one thing at a time.
 
 Producers append one record after another in bursts of at most 1 ms, `ringlog writer` drains them into QuestDB. A
-record's cost is on the producer's side the median append, each timed by itself and the clock's cost taken off, and on
-the writer's its CPU time divided by the records that it took. The three ways to append are called at 1,000 and at
-100,000 records/s by turns, each call when its record's time has come.
+record's cost is on the producer's side the median append that was accepted, each timed by itself and the clock's cost
+taken off, and on the writer's its CPU time divided by the records accepted. Loads are what was asked for: each point
+says what was accepted of it, and refused. The three ways to append are called at 1,000 and at 100,000 records/s by
+turns, each call when its record's time has come.
 
     python -m bench.growth [--json] [--tiny]
 """
@@ -23,11 +24,11 @@ import numpy as np
 import psutil
 
 from bench.append import called, clock_costs
-from bench.figures import Figure, Result, interleaved, main, median_ratio
+from bench.figures import Cell, Figure, Result, interleaved, main, median_ratio, shown
+from bench.load import REACHED, Flow
 from bench.plots import Line, Panel, write_svg
 from bench.producers import AppendTimes, Load, producing
-from bench.restart import lanes
-from bench.stack import fresh, server, wait_for, writer
+from bench.stack import fresh, lanes, server, wait_for, writer
 from bench.trades import PRESETS, slots, trades, varying
 from ringlog import Producer
 from ringlog.lanes.claims import cards
@@ -70,46 +71,47 @@ GROWTHS = (
 
 
 def costs(settings: Settings, writer_pid: int, load: Load, seconds: float, clock_ns: float) -> dict[str, float]:
-    """One point: the median append (ns), the writer's CPU time a record (us), the rate, and what was refused."""
+    """One point: the median append (ns), the writer's CPU time a record (us), records/s accepted, and the refused."""
     wait_for(lambda: not cards(Instance(settings)), "end of the lanes before")
     process = psutil.Process(writer_pid)
     with contextlib.ExitStack() as held, tempfile.TemporaryDirectory(prefix="ringlog-growth-") as directory:
         held.enter_context(producing(settings, directory, load, method="forkserver"))
-        times, views = AppendTimes(directory, load.producers), lanes(settings, held)
-
-        def now() -> tuple[float, float, int]:
-            cpu = process.cpu_times()
-            return time.monotonic(), cpu.user + cpu.system, sum(view.head for view in views)
-
+        times, flow = AppendTimes(directory, load.producers), Flow(lanes(settings, held))
         time.sleep(seconds / 4)  # warm
         times.latest()
-        before = now()
+        before = process.cpu_times()
+        flow.begin()
         time.sleep(seconds)
-        after = now()
+        reached, after = flow.reached(), process.cpu_times()
         append_ns = float(np.median(times.latest())) - clock_ns
-        refused = sum(sum(view.refused) for view in views)
-    elapsed, cpu, records = (b - a for a, b in zip(before, after, strict=True))
+    cpu_seconds = after.user + after.system - before.user - before.system
     return {
         "append_ns": append_ns,
-        "writer_us": 1e6 * max(cpu, CPU_SECONDS_MIN) / max(records, 1),
-        "records_per_second": records / elapsed,
-        "refused": refused,
+        "writer_us": 1e6 * max(cpu_seconds, CPU_SECONDS_MIN) / max(reached.accepted, 1),
+        "asked_per_second": load.rate,
+        "records_per_second": reached.accepted_per_second,
+        "refused": reached.refused,
     }
 
 
-def stages(settings: Settings, seconds: float, rounds: int, clock_ns: float) -> dict[str, float]:
-    """Each way to append: its cost a record at FAST divided by that at SLOW, median of the rounds."""
+def stages(settings: Settings, seconds: float, rounds: int, clock_ns: float) -> dict[str, dict[str, float]]:
+    """Each way to append: its cost a record at FAST divided by that at SLOW, median of the rounds.
+
+    And the part of FAST that was reached, in the round that reached the least.
+    """
     records = trades(1000)
     many = slots(int(FAST * CHUNK_SECONDS))
     many["timestamp"] = time.time_ns() // 1000
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     with Producer([Trade], settings=settings, lane_bytes={Trade: 32 << 20}) as producer:
         appender = producer.appender(Trade)
         empty = appender.room
 
         def median_ns(call: Callable[..., Any], arguments: list[tuple[Any, ...]], rate: float) -> float:
             wait_for(lambda: appender.room == empty, "empty lane")  # the lane holds what one call of this appends
-            took, _ = called(call, arguments, rate, seconds)
+            took, since_due = called(call, arguments, rate, seconds)
+            elapsed = (len(took) - 1) / rate + since_due[-1] / 1e9
+            reached.append(min(len(took) / rate / elapsed, 1.0))
             return statistics.median(took) - clock_ns
 
         def one(append: Callable[..., bool], arguments: list[tuple[Any, ...]], rate: float) -> Callable[[], float]:
@@ -125,11 +127,31 @@ def stages(settings: Settings, seconds: float, rounds: int, clock_ns: float) -> 
             "append_many": array,
         }
         for name, way in ways.items():
+            reached: list[float] = []
             values = interleaved({"fast": way(FAST), "slow": way(SLOW)}, rounds)
-            found[name] = median_ratio(values, "fast", "slow")
+            found[name] = {"ratio": median_ratio(values, "fast", "slow"), "reached": min(reached[::2])}
         if any(appender.refused().values()):
             raise RuntimeError(f"appends were refused: {appender.refused()}")
     return found
+
+
+def point_figures(found: dict[str, list[dict[str, float]]]) -> list[Figure]:
+    """Every point of every growth, in a table: what was asked for and was not reached is marked."""
+    figures = []
+    for growth in GROWTHS[: len(found)]:
+        for point in found[growth.title]:
+            row = f"{shown(point['value'] * growth.scale)} {growth.unit}"
+            for column, name, unit in (
+                ("accepted", "records_per_second", "records/s"),
+                ("refused", "refused", "records"),
+                ("append p50", "append_ns", "ns"),
+                ("writer's CPU", "writer_us", "us a record"),
+            ):
+                asked = REACHED * point["asked_per_second"] if column == "accepted" else None
+                cell = Cell(f"{growth.title.capitalize()}, point by point", row, f"{column}, {unit}")
+                name_ = f"{growth.title}, {row}: {column}"
+                figures.append(Figure(name=name_, value=point[name], unit=unit, at_least=asked, cell=cell))
+    return figures
 
 
 def plot(found: dict[str, list[dict[str, float]]]) -> None:
@@ -166,18 +188,28 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
     if not tiny:
         plot(found)
     figures = [
-        Figure(name=f"{name}: a record at {FAST:,}/s against one at {SLOW:,}/s", value=ratio, unit="x", at_most=1.2)
-        for name, ratio in ways.items()
+        figure
+        for name, way in ways.items()
+        for figure in (
+            Figure(
+                name=f"{name}: a record at {FAST:,}/s against one at {SLOW:,}/s",
+                value=way["ratio"],
+                unit="x",
+                at_most=1.2,
+            ),
+            Figure(name=f"{name}: reached of {FAST:,}/s", value=100 * way["reached"], unit="%", at_least=100 * REACHED),
+        )
     ]
     for growth in GROWTHS[: len(found)]:
         least, most = found[growth.title][0], found[growth.title][-1]
-        ends = f"{most['value'] * growth.scale:,.0f} against {least['value'] * growth.scale:,.3g}"
+        ends = f"{shown(most['value'] * growth.scale)} against {shown(least['value'] * growth.scale)}"
         for side, name in (("append", "append_ns"), ("writer's CPU", "writer_us")):
             figures.append(
                 Figure(name=f"{growth.title}, {ends} {growth.unit}: {side}", value=most[name] / least[name], unit="x")
             )
     refused = sum(point["refused"] for points in found.values() for point in points)
     figures.append(Figure(name="refused in all these", value=refused, unit="records"))
+    figures += point_figures(found)
     return Result(benchmark="growth", what="cost of a record as the work grows", figures=figures, details=found)
 
 

@@ -1,19 +1,67 @@
-"""Producer processes: trades as fast as they go, or at a rate."""
+"""Producer processes: trades as fast as they go, or at a rate; and the rate that a machine really reached."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from bench.stack import TIMEOUT_SECONDS, lanes
 from bench.trades import trades
 from ringlog import Producer
+from ringlog.lanes.views import LaneView
 from ringlog.records import LatencySample, Record, Trade
 from ringlog.settings import Settings
 
 CHUNK_SECONDS = 0.005
+REACHED = 0.95  # of what was asked for: a load below it is not the one that a figure is named by
+
+
+class Reached(NamedTuple):
+    """What went through lanes in some seconds: records accepted, given back by the writer, and refused."""
+
+    seconds: float
+    accepted: int
+    written: int
+    refused: int
+
+    @property
+    def accepted_per_second(self) -> float:
+        return self.accepted / self.seconds
+
+    @property
+    def written_per_second(self) -> float:
+        return self.written / self.seconds
+
+    @classmethod
+    def together(cls, spans: Sequence[Reached]) -> Reached:
+        return cls(*map(sum, zip(*spans, strict=True)))
+
+
+class Flow:
+    """The records that go through lanes: what a load was, whatever was asked of its producers."""
+
+    def __init__(self, views: Sequence[LaneView]) -> None:
+        self._views = views
+        self.begin()
+
+    def _look(self) -> Reached:
+        return Reached(
+            time.monotonic(),
+            sum(view.head for view in self._views),
+            sum(view.tail for view in self._views),
+            sum(sum(view.refused) for view in self._views),
+        )
+
+    def begin(self) -> None:
+        """From now on."""
+        self._began = self._look()
+
+    def reached(self) -> Reached:
+        """Since it began."""
+        return Reached(*(now - then for now, then in zip(self._look(), self._began, strict=True)))
 
 
 def append_all(
@@ -59,8 +107,8 @@ def append_paced(runtime_dir: str, rates: Mapping[str, float], is_ready: Any, is
 
 
 @contextlib.contextmanager
-def beside(settings: Settings, rates: Mapping[str, float], processes: int = 1) -> Iterator[None]:
-    """Producers that append at `rates` each while the body runs."""
+def beside(settings: Settings, rates: Mapping[str, float], processes: int = 1) -> Iterator[Flow]:
+    """Producers that append at `rates` each while the body runs; gives the flow through all lanes there are then."""
     context = multiprocessing.get_context("spawn")
     is_ready, is_stopped = context.Semaphore(0), context.Event()
     producers = [
@@ -71,8 +119,10 @@ def beside(settings: Settings, rates: Mapping[str, float], processes: int = 1) -
         producer.start()
     try:
         for _ in producers:
-            is_ready.acquire()
-        yield
+            if not is_ready.acquire(timeout=TIMEOUT_SECONDS):
+                raise RuntimeError(f"got a producer that is not ready within {TIMEOUT_SECONDS:.0f} s")
+        with contextlib.ExitStack() as held:
+            yield Flow(lanes(settings, held))
     finally:
         is_stopped.set()
         for producer in producers:

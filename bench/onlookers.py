@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench.append import paced
 from bench.figures import Figure, Result, main
-from bench.load import beside
+from bench.load import REACHED, Reached, beside
 from bench.stack import instance, server, wait_for
 from ringlog import Producer
 from ringlog.records import Trade
@@ -57,25 +57,36 @@ def looking(arguments: tuple[str, ...], settings: Settings, said: list[str]) -> 
 def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
     seconds, rounds = (0.1, 1) if tiny else (1.5, ROUNDS)
     times: dict[str, list[float]] = {name: [] for name in ONLOOKERS}
+    load: dict[str, list[Reached]] = {name: [] for name in ONLOOKERS}
     said: list[str] = []
     with (
         server(running) as questdb,
         instance(questdb) as settings,
-        beside(settings, {"Trade": BESIDE}),
         Producer([Trade], settings=settings) as producer,
+        beside(settings, {"Trade": BESIDE}) as flow,
     ):
         append = producer.appender(Trade).append
         paced(append, PACE, seconds, True)  # warm
         for _ in range(rounds):
             for name, arguments in ONLOOKERS.items():
                 with looking(arguments, settings, said):
+                    flow.begin()
                     times[name].append(paced(append, PACE, seconds, True)["append"]["p50"])
+                    load[name].append(flow.reached())
+        if any(producer.appender(Trade).refused().values()):  # a refusal is no append, and cheaper than one
+            raise RuntimeError(f"appends were refused: {producer.appender(Trade).refused()}")
     counts = [tuple(map(int, found)) for found in re.findall(r"(\d+) records shown, (\d+) skipped", "".join(said))]
     shown, skipped = (sum(count[at] for count in counts) for at in (0, 1))
     figures = [Figure(name="append p50, no onlooker", value=statistics.median(times["none"]), unit="ns")]
     for name in ("top", "tap"):
         ratio = statistics.median(with_ / none for with_, none in zip(times[name], times["none"], strict=True))
         figures.append(Figure(name=f"append p50 beside ringlog {name}", value=ratio, unit="x none", at_most=1.05))
+    for name, spans in load.items():
+        what = f"trades appended, {'no onlooker' if name == 'none' else f'ringlog {name}'}"
+        value = Reached.together(spans).accepted_per_second
+        figures.append(Figure(name=what, value=value, unit="trades/s", at_least=REACHED * (PACE / 2 + BESIDE)))
+    refused = sum(Reached.together(spans).refused for spans in load.values())
+    figures.append(Figure(name="refused beside", value=refused, unit="trades"))
     figures.append(Figure(name="records that the tap showed", value=shown / max(shown + skipped, 1) * 100, unit="%"))
     return Result(
         benchmark="onlookers",

@@ -1,4 +1,4 @@
-"""Producer processes that append one record after another at a rate, each append timed."""
+"""Producer processes that append one record after another at a rate, each append that was accepted timed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def records_of(record_type: type[Record], seed: int, metadata_bytes: int | None 
 
 
 def produce(load: Load, runtime_dir: str, directory: str, index: int, is_ready: Any, is_stopped: Any) -> None:
-    """A producer's main: appends until stopped, and leaves each append's time in a mapped file."""
+    """A producer's main: appends until stopped, and leaves the time of each accepted append in a mapped file.
+
+    A refused one is over before a field was written: among the others it would pass for a cheap append.
+    """
     end_with_parent()
     times_ns = Durations(directory, index, create=True).words
     types = TYPES[: load.types]
@@ -64,7 +67,7 @@ def produce(load: Load, runtime_dir: str, directory: str, index: int, is_ready: 
     clock = time.perf_counter_ns
     with Producer(types, settings=Settings(runtime_dir=runtime_dir), lane_bytes=sizes) as producer:
         appends = [(producer.appender(kind).append, records_of(kind, index, load.metadata_bytes)) for kind in types]
-        kinds = len(appends)
+        kinds, accepted = len(appends), 0
         is_ready.release()
         turn = paced(load.rate / load.producers, is_stopped)
         for number in itertools.count():
@@ -73,9 +76,11 @@ def produce(load: Load, runtime_dir: str, directory: str, index: int, is_ready: 
             append, records = appends[number % kinds]
             record = records[number // kinds % RECORDS]
             began = clock()
-            append(*record)
-            times_ns[1 + number % SAMPLES_MAX] = clock() - began
-            times_ns[0] = number + 1
+            is_accepted = append(*record)
+            took_ns = clock() - began
+            if is_accepted:
+                times_ns[1 + accepted % SAMPLES_MAX] = took_ns
+                times_ns[0] = accepted = accepted + 1
 
 
 @contextlib.contextmanager

@@ -11,26 +11,16 @@ import contextlib
 import time
 
 from bench.figures import Figure, Result, main, percentiles
-from bench.load import beside
-from bench.stack import connect, count, fresh, server, start_writer, wait_for, wait_until_applied
-from ringlog.lanes.claims import cards
-from ringlog.lanes.instance import Instance
-from ringlog.lanes.views import LaneView, MappedLane
+from bench.load import REACHED, beside
+from bench.stack import connect, count, fresh, lanes, server, start_writer, wait_for, wait_until_applied
+from ringlog.lanes.views import LaneView
 from ringlog.servers import QuestDBServer
-from ringlog.settings import Settings
 
 PRODUCERS = 4
 RATE = 2_500.0  # trades/s of each
 KILLS = 8
 DRAINED = 0.1  # of a lane's slots: what a tick or two leave in it
 SHUTDOWN_SECONDS = 20.0
-
-
-def lanes(settings: Settings, held: contextlib.ExitStack) -> list[LaneView]:
-    views = [MappedLane(card.segment, card.lane) for card in cards(Instance(settings))]
-    for view in views:
-        held.callback(view.close)
-    return list(views)
 
 
 def filled(views: list[LaneView]) -> float:
@@ -58,7 +48,7 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
         before = count(connection, "trades")
         process = start_writer(settings)
         with contextlib.ExitStack() as held:
-            with beside(settings, {"Trade": RATE}, PRODUCERS):
+            with beside(settings, {"Trade": RATE}, PRODUCERS) as flow:
                 views = lanes(settings, held)
                 for _ in range(1 if tiny else KILLS):
                     wait_for(lambda: all(view.tail for view in views) and filled(views) < DRAINED, "drained lanes")
@@ -68,6 +58,7 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
                     took, part = away(views)
                     seconds.append(took)
                     fullest.append(part)
+                appended = flow.reached().accepted_per_second
             accepted, refused = sum(view.head for view in views), sum(sum(view.refused) for view in views)
             wait_until_applied(connection, "trades", before + accepted)
         process.terminate()
@@ -78,6 +69,7 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
         what="a supervised writer killed at 10,000 trades/s",
         figures=[
             Figure(name="kills", value=len(seconds)),
+            Figure(name="appended", value=appended, unit="trades/s", at_least=REACHED * PRODUCERS * RATE),
             Figure(name="refused", value=refused, unit="trades", at_most=0),
             Figure(name="lost", value=accepted - stored, unit="trades", at_least=0, at_most=0),
             Figure(name="away, median", value=percentiles(seconds)["p50"], unit="s"),

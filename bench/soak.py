@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 
 from bench.figures import Result, percentiles, show
 from bench.producers import TYPES, AppendTimes, Load, producing
-from bench.restart import lanes
 from bench.samples import Sample, figures, plot
-from bench.stack import connect, count, fresh, server, wait_for, writer
+from bench.stack import connect, count, fresh, lanes, server, wait_for, writer
 from ringlog.cli import keep_logs_off_stdout
 from ringlog.lanes.board import Board
 from ringlog.lanes.instance import Instance

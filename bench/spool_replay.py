@@ -23,7 +23,7 @@ import msgspec
 import psycopg
 
 from bench.figures import Figure, Result, interleaved, main, median_ratio
-from bench.load import append_all, beside
+from bench.load import REACHED, Reached, append_all, beside
 from bench.stack import connect, count, fresh, private_bytes, server, wait_for, writer
 from bench.whole_path import CLIENT_TABLE, client
 from ringlog.lanes.claims import cards
@@ -80,17 +80,25 @@ def spool(settings: Settings, rows: int, samples: list[int]) -> list[int]:
     return lanes
 
 
-def replay(questdb: QuestDBServer, connection: psycopg.Connection[Any], rows: int, samples: list[int]) -> float:
-    """Replayed trades/s, from the first that a query sees until all are applied."""
+def replay(
+    questdb: QuestDBServer, connection: psycopg.Connection[Any], rows: int, samples: list[int], live: list[Reached]
+) -> float:
+    """Replayed trades/s, from the first that a query sees until all are applied; what was appended beside to `live`."""
     with fresh(questdb, spool_bytes_max=16 << 30) as settings:
         lanes = spool(settings, rows, samples)
         before = count(connection, "trades")
-        with beside(settings, {"Trade": LIVE_RATE}), writer(settings) as process, sampled(process.pid, samples):
+        with (
+            beside(settings, {"Trade": LIVE_RATE}) as flow,
+            writer(settings) as process,
+            sampled(process.pid, samples),
+        ):
             first = wait_for(lambda: count(connection, "trades") - before, "replayed row")
             began = time.monotonic()
+            flow.begin()
             # A file of the spool goes once its rows are applied, and this costs the server no question.
             wait_for(lambda: not [*settings.spool_path.glob("tables/trades/*.spool")], "empty spool")
             seconds = time.monotonic() - began
+            live.append(flow.reached())
     query = f"SELECT count() FROM trades WHERE lane IN ({', '.join(map(str, lanes))})"
     (stored,) = connection.execute(query).fetchone() or (0,)
     if stored != rows:
@@ -102,22 +110,25 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
     rows = 30_000 if tiny else 600_000
     request_rows = min(Settings().batch_rows_max, READ_BYTES_MAX // layout_of(Trade).slot_bytes)
     samples: list[int] = []
+    live: list[Reached] = []
     with server(running) as questdb:
         settings = Settings(**questdb.settings())
         with connect(settings) as connection:
             connection.execute(create_table(layout_of(Trade)).replace("trades", CLIENT_TABLE, 1))
             idle = idle_bytes(questdb)
             contenders = {
-                "replay": functools.partial(replay, questdb, connection, rows, samples),
+                "replay": functools.partial(replay, questdb, connection, rows, samples, live),
                 "client": functools.partial(client, settings, connection, rows, request_rows),
             }
             found = interleaved(contenders, 1 if tiny else ROUNDS)
     ratio = median_ratio(found, "replay", "client")
+    appended = Reached.together(live).accepted_per_second
     return Result(
         benchmark="spool_replay",
         what="replay of the spool after an outage",
         figures=[
             Figure(name="replay, 1,000 live trades/s beside", value=statistics.median(found["replay"]), unit="rows/s"),
+            Figure(name="appended live", value=appended, unit="rows/s", at_least=REACHED * LIVE_RATE),
             Figure(name="client alone", value=statistics.median(found["client"]), unit="rows/s"),
             Figure(name="replay against it", value=100 * ratio, unit="%", at_least=80),
             Figure(name="writer, idle", value=idle / 1e6, unit="MB"),

@@ -19,6 +19,7 @@ import psycopg
 from ringlog.lanes.claims import cards, open_board
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import remove_instance
+from ringlog.lanes.views import LaneView, MappedLane
 from ringlog.questdb.migrations import migrate
 from ringlog.records import PLATFORM_RECORDS, layout_of
 from ringlog.servers import QuestDBServer
@@ -106,6 +107,17 @@ def writer_status(settings: Settings) -> dict[str, Any]:
     """What the writer last wrote on the board, or nothing yet."""
     status = open_board(Instance(settings).open()).read_status()
     return dict(msgspec.json.decode(status)) if status else {}
+
+
+def lanes(settings: Settings, held: contextlib.ExitStack) -> list[LaneView]:
+    """The lanes there are now, mapped until `held` ends; one that goes this very moment is left out."""
+    views: list[LaneView] = []
+    for card in cards(Instance(settings)):
+        with contextlib.suppress(FileNotFoundError):
+            view = MappedLane(card.segment, card.lane)
+            held.callback(view.close)
+            views.append(view)
+    return views
 
 
 def lane_bytes(settings: Settings) -> int:
