@@ -164,6 +164,8 @@ def plot(found: dict[str, list[dict[str, float]]]) -> None:
         for growth in GROWTHS:
             points = found[growth.title]
             x = [point["value"] * growth.scale for point in points]
+            if growth.field == "rate":  # what was reached, wherever the load ended
+                x = [float(f"{point['records_per_second']:.3g}") for point in points]
             line = Line(growth.title, x, [point[name] for point in points], marker="o")
             panels.append(
                 Panel(

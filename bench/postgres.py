@@ -53,6 +53,7 @@ def run(tiny: bool) -> Result:
         Figure(
             name=f"{kind}: ringlog's time over bare psycopg's",
             value=median_ratio(values, "ringlog", "bare"),
+            unit="x",
             at_most=OVERHEAD_RATIO_MAX,
         )
         for kind, values in (("threads", sync), ("asyncio", tasks))
@@ -63,7 +64,7 @@ def run(tiny: bool) -> Result:
         for name in values
     ]
     figures += [
-        Figure(name="calls of the slowest caller over the mean", value=fair["share"], at_least=SHARE_MIN),
+        Figure(name="calls of the slowest caller over the mean", value=fair["share"], unit="x", at_least=SHARE_MIN),
         Figure(name="slowest call", value=fair["slowest_ms"], unit="ms"),
         Figure(name="errors", value=fair["errors"] + back["errors"], at_most=0),
         Figure(name="server down", value=back["down_s"], unit="s"),

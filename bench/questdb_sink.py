@@ -150,6 +150,7 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
         Figure(
             name=f"encode {rows:,} trades: sink / python strings",
             value=median_ratio(ways, "sink", "python strings"),
+            unit="x",
             at_most=0.8 if rows >= 10_000 else None,
         )
         for rows, ways in encoded.items()
@@ -162,7 +163,9 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
             unit="ms",
             at_most=50,
         ),
-        Figure(name="write 1,000 trades: checked / unchecked", value=median_ratio(written, "sink", "unchecked")),
+        Figure(
+            name="write 1,000 trades: checked / unchecked", value=median_ratio(written, "sink", "unchecked"), unit="x"
+        ),
     ]
     return Result(benchmark="questdb_sink", what="What the QuestDB sink costs", figures=figures)
 

