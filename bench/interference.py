@@ -1,10 +1,12 @@
 """append's tail while something else wants the machine, against the same appends on an idle one; and what helps.
 
 A producer appends at 2,000 records/s, sleeping in between as an executor that waits for events; each append is timed.
-It is disturbed by as many busy processes as there are cores, by one that walks through 400 MB, by a writer and a server
-that take 100,000 other rows/s, and by a thread that collects garbage again and again with half a million objects
-alive; each also with an aid: a higher priority (nice -10, needs the right to), a core that the others are kept from,
-objects frozen. Rounds in which all take turns; ratios are to the idle one of the same round.
+It is disturbed by as many busy processes as there are cores, by one that walks through 400 MB (and takes the caches),
+by one that maps a quarter of the available memory, touches each page and gives it back (page faults; nothing is
+swapped), by a writer and a server that are given 100,000 other rows/s, and by a thread that collects garbage again and
+again with half a million objects alive; each also with an aid: a higher priority (nice -10, needs the right to), a core
+that the others are kept from, objects frozen. Rounds in which all take turns; ratios are to the idle one of the same
+round. What the others really did meanwhile stands beside.
 
     python -m bench.interference [--json] [--tiny]
 """
@@ -13,19 +15,28 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import multiprocessing
 import os
 import statistics
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import psutil
 
 from bench.append import Lane, called
+from bench.disturbances import (
+    FAULTED_BYTES_MAX,
+    WRITTEN,
+    Others,
+    collecting,
+    faulting,
+    idle,
+    running,
+    spin,
+    walk,
+    writing,
+)
 from bench.figures import Cell, Figure, Result, main, percentiles
-from bench.load import beside
+from bench.load import REACHED
 from bench.stack import fresh, server, writer
 from bench.trades import trades
 from ringlog import Producer
@@ -36,62 +47,9 @@ from ringlog.settings import Settings
 ROUNDS = 3
 RATE = 2_000
 BESIDE = 100_000
-WALKED_BYTES = 400_000_000
-OBJECTS = 500_000
 AT = {"p50": "p50", "p99": "p99", "p999": "p99.9"}
-Disturbance = Callable[[], contextlib.AbstractContextManager[Sequence[int]]]
+Disturbance = Callable[[], contextlib.AbstractContextManager[Others]]
 Aid = Callable[[Sequence[int]], contextlib.AbstractContextManager[None]]
-
-
-def spin() -> None:
-    while True:
-        pass
-
-
-def walk() -> None:
-    """Reads and writes a word of every cache line, again and again."""
-    words = np.zeros(WALKED_BYTES // 8)
-    while True:
-        words[::8] += 1
-
-
-@contextlib.contextmanager
-def processes(target: Callable[[], None], count: int) -> Iterator[list[int]]:
-    context = multiprocessing.get_context("forkserver")
-    started = [context.Process(target=target, daemon=True) for _ in range(count)]
-    for process in started:
-        process.start()
-    try:
-        yield [process.pid for process in started if process.pid]
-    finally:
-        for process in started:
-            process.kill()
-            process.join()
-
-
-@contextlib.contextmanager
-def idle() -> Iterator[list[int]]:
-    yield []
-
-
-@contextlib.contextmanager
-def collecting() -> Iterator[list[int]]:
-    """A thread that collects garbage all the time, with OBJECTS containers alive."""
-    alive = [[number] for number in range(OBJECTS)]
-    is_stopped = threading.Event()
-
-    def collect() -> None:
-        while not is_stopped.wait(0.01):
-            gc.collect()
-
-    thread = threading.Thread(target=collect)
-    thread.start()
-    try:
-        yield []
-    finally:
-        is_stopped.set()
-        thread.join()
-        del alive
 
 
 @contextlib.contextmanager
@@ -136,15 +94,15 @@ def frozen(_others: Sequence[int]) -> Iterator[None]:
         gc.unfreeze()
 
 
-def conditions(settings: Settings, pids: Sequence[int], rate: float) -> dict[str, tuple[Disturbance, Aid]]:
+def conditions(
+    settings: Settings, pids: Sequence[int], rate: float, bytes_max: int
+) -> dict[str, tuple[Disturbance, Aid]]:
     """What disturbs, and what helps against it. `pids` are the writer's and the server's."""
-    busy = lambda: processes(spin, os.cpu_count() or 1)  # noqa: E731
-    walking = lambda: processes(walk, 1)  # noqa: E731
+    busy = lambda: running(spin, os.cpu_count() or 1)  # noqa: E731
+    walking = lambda: running(walk, 1)  # noqa: E731
+    faults = lambda: faulting(bytes_max)  # noqa: E731
 
-    @contextlib.contextmanager
-    def writing() -> Iterator[Sequence[int]]:
-        with beside(settings, {"Trade": rate}):
-            yield pids
+    writes = lambda: writing(settings, pids, rate)  # noqa: E731
 
     return {
         "idle": (idle, unaided),
@@ -153,9 +111,12 @@ def conditions(settings: Settings, pids: Sequence[int], rate: float) -> dict[str
         "all cores busy, a core of its own": (busy, alone),
         "400 MB walked through": (walking, unaided),
         "400 MB walked through, a core of its own": (walking, alone),
-        f"{BESIDE:,} rows/s written": (writing, unaided),
-        f"{BESIDE:,} rows/s written, nice -10": (writing, preferred),
-        f"{BESIDE:,} rows/s written, a core of its own": (writing, alone),
+        "a quarter of the memory mapped and unmapped": (faults, unaided),
+        "a quarter of the memory mapped and unmapped, nice -10": (faults, preferred),
+        "a quarter of the memory mapped and unmapped, a core of its own": (faults, alone),
+        f"{BESIDE:,} rows/s appended beside": (writes, unaided),
+        f"{BESIDE:,} rows/s appended beside, nice -10": (writes, preferred),
+        f"{BESIDE:,} rows/s appended beside, a core of its own": (writes, alone),
         "garbage collected all the time": (collecting, unaided),
         "garbage collected all the time, gc.freeze()": (collecting, frozen),
     }
@@ -173,58 +134,69 @@ def first_touch(count: int) -> float:
     return found[0] / found[1]
 
 
-def measured(settings: Settings, pids: Sequence[int], seconds: float, rounds: int, rate: float) -> tuple[Any, Any]:
+def measured(
+    settings: Settings, pids: Sequence[int], seconds: float, rounds: int, rate: float, bytes_max: int
+) -> tuple[Any, Any]:
     """Percentiles (ns) by condition, one dict a round: of the append, and from a record's time until it is appended.
 
-    And the reason by condition for what cannot be done here.
+    With what the others did meanwhile. And the reason by condition for what cannot be done here.
     """
     records = trades(1000)
-    found: dict[str, list[dict[str, dict[str, float]]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     left_out: dict[str, str] = {}
     with Producer([Trade], settings=settings) as producer:
         append = producer.appender(Trade).append
         called(append, records, RATE, seconds / 2)  # warm
         for _ in range(rounds):
-            for name, (disturbed, aided) in conditions(settings, pids, rate).items():
+            for name, (disturbed, aided) in conditions(settings, pids, rate, bytes_max).items():
                 if name in left_out:
                     continue
                 with disturbed() as others:
                     try:
-                        with aided(others):
+                        with aided(others.pids):
+                            others.load()  # from now on
                             took, since_due = called(append, records, RATE, seconds)
+                            load = others.load()
                     except (PermissionError, AttributeError) as error:
                         left_out[name] = str(error)
                         continue
-                found.setdefault(name, []).append({"append": percentiles(took), "since_due": percentiles(since_due)})
+                found.setdefault(name, []).append(
+                    {"append": percentiles(took), "since_due": percentiles(since_due), "load": {others.named: load}}
+                )
         if any(producer.appender(Trade).refused().values()):
             raise RuntimeError(f"appends were refused: {producer.appender(Trade).refused()}")
     return found, left_out
 
 
 def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
-    seconds, rounds, rate = (0.02, 1, 1_000) if tiny else (1.2, ROUNDS, BESIDE)
+    seconds, rounds, rate, bytes_max = (0.02, 1, 1_000, 1 << 26) if tiny else (3.0, ROUNDS, BESIDE, FAULTED_BYTES_MAX)
     touch = first_touch(100 if tiny else 4000)
     with server(running) as questdb, fresh(questdb) as settings, writer(settings) as process:
         pids = [process.pid, *([questdb.pid] if questdb.pid else [])]
-        found, left_out = measured(settings, pids, seconds, rounds, rate)
+        found, left_out = measured(settings, pids, seconds, rounds, rate, bytes_max)
 
     def ratio(name: str, of: str, at: str) -> float:
         return statistics.median(a[of][at] / b[of][at] for a, b in zip(found[name], found["idle"], strict=True))
 
-    def nanoseconds(name: str, of: str, at: str) -> float:
+    def median(name: str, of: str, at: str) -> float:
         return statistics.median(round_[of][at] for round_ in found[name])
 
-    def figure(name: str, what: str, value: float, unit: str) -> Figure:
+    def figure(name: str, what: str, value: float, unit: str, at_least: float | None = None) -> Figure:
         cell = Cell("Beside what others do", name, f"{what}, {unit}") if name != "idle" else None
-        return Figure(name=f"{name}, {what}", value=value, unit=unit, cell=cell)
+        return Figure(name=f"{name}, {what}", value=value, unit=unit, at_least=at_least, cell=cell)
 
     figures = []
     for name in found:
         for at, shown in AT.items():
-            value = nanoseconds(name, "append", at) if name == "idle" else ratio(name, "append", at)
+            value = median(name, "append", at) if name == "idle" else ratio(name, "append", at)
             figures.append(figure(name, f"append {shown}", value, "ns" if name == "idle" else "x idle"))
-        since_due_us = nanoseconds(name, "since_due", "p999") / 1e3
+        since_due_us = median(name, "since_due", "p999") / 1e3
         figures.append(figure(name, "event to appended, p99.9", since_due_us, "us"))
+        (named,) = found[name][0]["load"]
+        if named:
+            what, unit = named.split(", ")
+            asked = REACHED * rate if named == WRITTEN else None
+            figures.append(figure(name, what, median(name, "load", named), unit, asked))
     figures.append(Figure(name="a new lane not faulted in, append p99", value=touch, unit="x faulted in", at_least=1))
     return Result(
         benchmark="interference",

@@ -43,8 +43,9 @@ class Reached(NamedTuple):
 class Flow:
     """The records that go through lanes: what a load was, whatever was asked of its producers."""
 
-    def __init__(self, views: Sequence[LaneView]) -> None:
-        self._views = views
+    def __init__(self, views: Sequence[LaneView], pids: Sequence[int] = ()) -> None:
+        """`pids` are those of the producers, for who wants to know them."""
+        self._views, self.pids = views, pids
         self.begin()
 
     def _look(self) -> Reached:
@@ -122,7 +123,7 @@ def beside(settings: Settings, rates: Mapping[str, float], processes: int = 1) -
             if not is_ready.acquire(timeout=TIMEOUT_SECONDS):
                 raise RuntimeError(f"got a producer that is not ready within {TIMEOUT_SECONDS:.0f} s")
         with contextlib.ExitStack() as held:
-            yield Flow(lanes(settings, held))
+            yield Flow(lanes(settings, held), [producer.pid for producer in producers if producer.pid])
     finally:
         is_stopped.set()
         for producer in producers:
