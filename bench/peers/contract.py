@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -56,15 +57,26 @@ encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Message).decode
 
 
-def encoded(*values: Any) -> bytes:
-    return encode(Message(*values, time.time_ns() // 1000))
+# A trade's values as source text, its time the last: one after another, by keyword, and as a dict.
+_EXPRESSIONS = {field.name: field.name for field in FIELDS[:-1]} | {FIELDS[-1].name: "time_ns() // 1000"}
+VALUES = ", ".join(_EXPRESSIONS.values())
+KEYWORDS = ", ".join(f"{name}={value}" for name, value in _EXPRESSIONS.items())
+MAPPING = "{" + ", ".join(f"{name!r}: {value}" for name, value in _EXPRESSIONS.items()) + "}"
+
+
+def sending(statements: str, **names: Any) -> Send:
+    """A call with the 17 values, by the names of their fields, that does `statements`.
+
+    They make the peer's object of the values in place, as its users write it: handed on from call to call, or through
+    loops over names, it would cost what the peer doesn't.
+    """
+    found: dict[str, Any] = {"time_ns": time.time_ns, **names}
+    arguments = ", ".join(field.name for field in FIELDS[:-1])
+    exec(f"def send({arguments}):\n{textwrap.indent(statements, '    ')}", found)  # noqa: S102
+    send: Send = found["send"]
+    return send
 
 
 def as_tuples(put: Callable[[tuple[Any, ...]], Any]) -> Send:
-    """Hands each trade to `put`, which waits for room, as a tuple of its values and its time."""
-
-    def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
-        put((a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, time.time_ns() // 1000))
-        return True
-
-    return send
+    """Hands each trade to `put`, which waits for room, as a tuple: what is made and pickled in the least time."""
+    return sending(f"put(({VALUES}))\nreturn True", put=put)

@@ -12,7 +12,20 @@ from typing import Any
 
 import msgspec
 
-from bench.peers.contract import FIELDS, Message, Peer, Place, Receive, Send, as_tuples, decode, encoded
+from bench.peers.contract import (
+    FIELDS,
+    KEYWORDS,
+    VALUES,
+    Message,
+    Peer,
+    Place,
+    Receive,
+    Send,
+    as_tuples,
+    decode,
+    encode,
+    sending,
+)
 from bench.peers.stdlib import FEE, taken
 from ringlog.records import Kind
 
@@ -28,12 +41,8 @@ def cloudtoid_producer(place: Place) -> Iterator[Send]:
     from cloudtoid_interprocess import Publisher
 
     with Publisher(place.name, CHANNEL_BYTES, path=place.directory) as publisher:
-        try_send = publisher.try_send
-
-        def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
-            return try_send(encoded(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q))
-
-        yield send
+        statement = f"return try_send(encode(Message({VALUES})))"
+        yield sending(statement, try_send=publisher.try_send, encode=encode, Message=Message)
 
 
 @contextlib.contextmanager
@@ -57,6 +66,9 @@ _CTYPES: dict[Kind, Any] = {
     Kind.BOOLEAN: ctypes.c_bool,
     Kind.TIMESTAMP: ctypes.c_int64,
 }
+
+
+_KINDS = [(field.name, field.kind) for field in FIELDS[:-1]]
 
 
 class TradeStructure(ctypes.Structure):
@@ -91,15 +103,10 @@ def iceoryx_producer(place: Place) -> Iterator[Send]:
     _node, service = _iceoryx_service(place)
     publisher = service.publisher_builder().backpressure_strategy(iox.BackpressureStrategy.RetryUntilDelivered).create()
 
-    def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
-        texts = [text.encode() for text in (a, b, c, d, e, m, p, q)]
-        record = TradeStructure(
-            *texts[:5], f, g, h, i, j, k, l, texts[5], n, o, texts[6], texts[7], time.time_ns() // 1000
-        )
-        publisher.loan_uninit().write_payload(record).send()
-        return True
-
-    yield send
+    values = [name if kind in _CTYPES else f"{name}.encode()" for name, kind in _KINDS]
+    structure = f"TradeStructure({', '.join(values)}, time_ns() // 1000)"
+    statements = f"publisher.loan_uninit().write_payload({structure}).send()\nreturn True"
+    yield sending(statements, publisher=publisher, TradeStructure=TradeStructure)
     publisher.delete()
 
 
@@ -154,13 +161,8 @@ def zmq_producer(place: Place) -> Iterator[Send]:
     with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
         socket.set_hwm(100_000)
         socket.connect(f"ipc://{place.directory}/zmq")
-        put = socket.send
-
-        def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
-            put(encoded(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q))
-            return True
-
-        yield send
+        statements = f"put(encode(Message({VALUES})))\nreturn True"
+        yield sending(statements, put=socket.send, encode=encode, Message=Message)
 
 
 @contextlib.contextmanager
@@ -189,14 +191,7 @@ def structlog_producer(place: Place) -> Iterator[Send]:
             processors=[structlog.processors.JSONRenderer(serializer=lambda event, **_: msgspec.json.encode(event))],
             wrapper_class=structlog.make_filtering_bound_logger(20),
         ).bind()
-        names = Message.__struct_fields__
-
-        def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
-            values = (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, time.time_ns() // 1000)
-            logger.info("trade", **dict(zip(names, values, strict=True)))
-            return True
-
-        yield send
+        yield sending(f"info('trade', {KEYWORDS})\nreturn True", info=logger.info)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
-"""Rings: ringlog's two, and what one would write in an afternoon: a numpy array in shared memory."""
+"""Rings: ringlog's two, and what one would write in an afternoon: rows in shared memory, by numpy or by struct."""
 
 from __future__ import annotations
 
 import contextlib
+import struct
 import time
 from collections.abc import Iterator
 from multiprocessing.shared_memory import SharedMemory
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.peers.contract import FIELDS, Peer, Place, Receive, Send
+from bench.peers.contract import FIELDS, Peer, Place, Receive, Send, sending
 from bench.stack import wait_for
 from ringlog import Producer
 from ringlog.decode import Decoder
@@ -21,6 +22,9 @@ from ringlog.settings import Settings
 
 CAPACITY = 32_768
 _NUMPY_TYPES = {Kind.DOUBLE: "f8", Kind.LONG: "i8", Kind.BOOLEAN: "?", Kind.TIMESTAMP: "i8"}
+_STRUCT_CODES = {Kind.DOUBLE: "d", Kind.LONG: "q", Kind.BOOLEAN: "?", Kind.TIMESTAMP: "q"}
+# Both lay a row out alike: what the one writes, the other's consumer reads.
+ROW = struct.Struct("<" + "".join(_STRUCT_CODES.get(field.kind, f"{field.width_bytes}s") for field in FIELDS))
 DTYPE = np.dtype([(field.name, _NUMPY_TYPES.get(field.kind, f"S{field.width_bytes}")) for field in FIELDS])
 
 
@@ -83,6 +87,20 @@ def numpy_producer(place: Place) -> Iterator[Send]:
     words = rows = None
 
 
+@contextlib.contextmanager
+def struct_producer(place: Place) -> Iterator[Send]:
+    memory = wait_for(lambda: _attached(place), "segment")
+    values = [field.name if field.kind in _STRUCT_CODES else f"{field.name}.encode()" for field in FIELDS[:-1]]
+    statements = f"""head = words[0]
+if head - words[16] == {CAPACITY}:
+    return False
+pack_into(memory, 4096 + head % {CAPACITY} * {ROW.size}, {", ".join(values)}, time_ns() // 1000)
+words[0] = head + 1
+return True"""
+    with memory.buf[:256].cast("Q") as words:
+        yield sending(statements, words=words, pack_into=ROW.pack_into, memory=memory.buf)
+
+
 def _attached(place: Place) -> SharedMemory | None:
     with contextlib.suppress(FileNotFoundError):
         return SharedMemory(place.name[-24:])
@@ -115,4 +133,5 @@ PEERS = (
     Peer("ringlog", ringlog_producer, ringlog_consumer, environment=(("RINGLOG_RING", "c"),)),
     Peer("ringlog, Python ring", ringlog_producer, ringlog_consumer, environment=(("RINGLOG_RING", "python"),)),
     Peer("a plain numpy ring", numpy_producer, numpy_consumer),
+    Peer("a ring by struct.pack_into", struct_producer, numpy_consumer),
 )

@@ -9,12 +9,11 @@ from typing import Any
 
 import psycopg
 
-from bench.peers.contract import Peer, Place, Receive, Send, decode, encoded
+from bench.peers.contract import VALUES, Message, Peer, Place, Receive, Send, decode, encode, sending
 from bench.stack import connect
 from ringlog.questdb.conf import client_conf
 from ringlog.settings import Secret, Settings
 
-STREAM = "trades"
 TABLE = "bench_peer_trades"
 PIPELINE_RECORDS = 100
 FLUSH_ROWS = 1_000
@@ -33,13 +32,8 @@ def _redis(place: Place) -> Any:
 @contextlib.contextmanager
 def redis_producer(place: Place) -> Iterator[Send]:
     client = _redis(place)
-    add = client.xadd
-
-    def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
-        add(place.name, {"trade": encoded(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q)})
-        return True
-
-    yield send
+    statements = f"add(stream, {{'trade': encode(Message({VALUES}))}})\nreturn True"
+    yield sending(statements, add=client.xadd, stream=place.name, encode=encode, Message=Message)
     client.close()
 
 
@@ -48,13 +42,11 @@ def redis_pipeline_producer(place: Place) -> Iterator[Send]:
     client = _redis(place)
     pipeline = client.pipeline(transaction=False)
 
-    def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
-        pipeline.xadd(place.name, {"trade": encoded(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q)})
-        if len(pipeline) >= PIPELINE_RECORDS:
-            pipeline.execute()
-        return True
-
-    yield send
+    statements = f"""pipeline.xadd(stream, {{'trade': encode(Message({VALUES}))}})
+if len(pipeline) >= {PIPELINE_RECORDS}:
+    pipeline.execute()
+return True"""
+    yield sending(statements, pipeline=pipeline, stream=place.name, encode=encode, Message=Message)
     pipeline.execute()
     client.close()
 

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import logging.handlers
 import queue
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench.peers.contract import Message, Peer, Place, Receive, Send, as_tuples
+from bench.peers.contract import FIELDS, MAPPING, VALUES, Message, Peer, Place, Receive, Send, as_tuples, sending
 
 FEE = Message.__struct_fields__.index("transaction_fee")
+TradeData = dataclasses.make_dataclass(
+    "TradeData", [field.name for field in FIELDS], slots=True, namespace={"__module__": __name__}
+)
 
 
 @contextlib.contextmanager
 def queue_producer(place: Place) -> Iterator[Send]:
     yield as_tuples(place.channel.put)
+
+
+@contextlib.contextmanager
+def queue_dict_producer(place: Place) -> Iterator[Send]:
+    yield sending(f"put({MAPPING})\nreturn True", put=place.channel.put)
+
+
+@contextlib.contextmanager
+def queue_dataclass_producer(place: Place) -> Iterator[Send]:
+    yield sending(f"put(TradeData({VALUES}))\nreturn True", put=place.channel.put, TradeData=TradeData)
 
 
 def taken(get: Callable[[float], Any], fee: Callable[[Any], int]) -> Receive:
@@ -34,12 +47,23 @@ def taken(get: Callable[[float], Any], fee: Callable[[Any], int]) -> Receive:
     return receive
 
 
+def from_queue(place: Place, fee: Callable[[Any], int]) -> Receive:
+    return taken(lambda wait_s: place.channel.get(wait_s > 0, wait_s), fee)
+
+
 @contextlib.contextmanager
 def queue_consumer(place: Place) -> Iterator[Receive]:
-    def get(wait_s: float) -> Any:
-        return place.channel.get(wait_s > 0, wait_s)
+    yield from_queue(place, lambda record: int(record[FEE]))
 
-    yield taken(get, lambda record: int(record[FEE]))
+
+@contextlib.contextmanager
+def queue_dict_consumer(place: Place) -> Iterator[Receive]:
+    yield from_queue(place, lambda record: int(record["transaction_fee"]))
+
+
+@contextlib.contextmanager
+def queue_dataclass_consumer(place: Place) -> Iterator[Receive]:
+    yield from_queue(place, lambda record: int(record.transaction_fee))
 
 
 @contextlib.contextmanager
@@ -66,27 +90,23 @@ def logging_producer(place: Place) -> Iterator[Send]:
     logger.setLevel(logging.INFO)
     handler = logging.handlers.QueueHandler(place.channel)
     logger.addHandler(handler)
-    names = Message.__struct_fields__
-
-    def send(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q):  # type: ignore[no-untyped-def]  # noqa: E741
-        values = (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, time.time_ns() // 1000)
-        logger.info("trade", extra={"trade": dict(zip(names, values, strict=True))})
-        return True
-
-    yield send
+    yield sending(f"info('trade', extra={{'trade': {MAPPING}}})\nreturn True", info=logger.info)
     logger.removeHandler(handler)
 
 
 @contextlib.contextmanager
 def logging_consumer(place: Place) -> Iterator[Receive]:
-    def get(wait_s: float) -> Any:
-        return place.channel.get(wait_s > 0, wait_s)
+    yield from_queue(place, lambda record: int(record.trade["transaction_fee"]))
 
-    yield taken(get, lambda record: int(record.trade["transaction_fee"]))
+
+def _queue(context: Any) -> Any:
+    return context.Queue()
 
 
 PEERS = (
-    Peer("multiprocessing.Queue", queue_producer, queue_consumer, channel=lambda context: context.Queue()),
+    Peer("multiprocessing.Queue", queue_producer, queue_consumer, channel=_queue),
+    Peer("multiprocessing.Queue of dicts", queue_dict_producer, queue_dict_consumer, channel=_queue),
+    Peer("multiprocessing.Queue of dataclasses", queue_dataclass_producer, queue_dataclass_consumer, channel=_queue),
     Peer("multiprocessing.Pipe", pipe_producer, pipe_consumer, channel=lambda context: context.Pipe(duplex=False)),
-    Peer("logging QueueHandler", logging_producer, logging_consumer, channel=lambda context: context.Queue()),
+    Peer("logging QueueHandler", logging_producer, logging_consumer, channel=_queue),
 )

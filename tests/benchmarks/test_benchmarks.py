@@ -22,6 +22,7 @@ from bench.compare import is_compared
 from bench.compare import main as compare
 from bench.figures import Cell, Figure, Result
 from bench.report import MAIN_PATH, OTHERS, PEERS, Kept, section, sections, versions, write_page
+from ringlog.questdb.results import Result as QueryResult
 from ringlog.servers import QuestDBServer
 from ringlog.servers.questdb import VERSION
 
@@ -61,6 +62,35 @@ def test_a_benchmark_runs_alone() -> None:
     command = [sys.executable, "-m", "bench.transfer", "--json", "--tiny"]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     assert msgspec.json.decode(output, type=Result).benchmark == "transfer"
+
+
+@pytest.mark.slow
+def test_queries_are_measured_with_and_without_writes_beside() -> None:
+    """Both passes give the same figures against the same bars, the quiet one all from the views, on a server of their
+    own; and the live one says how much was written."""
+    result = importlib.import_module("bench.queries").run(tiny=True)
+    quiet: dict[str, str] = {}
+    live: dict[str, str] = {}
+    for figure in result.figures:
+        name, beside, _ = figure.name.partition(", rows written beside")
+        (live if beside else quiet)[name] = figure.bar
+    assert quiet.pop("written beside") == "at least 3,800"
+    assert quiet.pop("refused beside") == "at most 0"
+    assert quiet == live
+    assert sum(bool(bar) for bar in live.values()) == 9
+    assert all(figure.value == 100 for figure in result.figures if figure.name.endswith("answered from the view"))
+    assert all(math.isfinite(figure.value) and figure.value >= 0 for figure in result.figures)
+    assert result.details["written"] > 0
+
+
+def test_an_answer_that_is_not_the_views_is_no_figure() -> None:
+    """Raw rows, or a part of the rows, end the benchmark of the view with an error."""
+    check_from_view = importlib.import_module("bench.queries").check_from_view
+    answer = functools.partial(QueryResult, [], [], tuple)
+    check_from_view(answer(source="view"))
+    for wrong in ({"source": "raw"}, {"source": "view", "partial": True}):
+        with pytest.raises(RuntimeError, match="wanted all of it from 'view'"):
+            check_from_view(answer(**wrong))
 
 
 @pytest.mark.parametrize(
@@ -274,12 +304,3 @@ def test_versions_are_those_that_run() -> None:
     assert (found["numpy"], found["QuestDB"]) == (np.__version__, VERSION)
     assert found["questdb client"] == importlib.metadata.version("questdb")
     assert set(PEERS) & set(found) == {name for name in PEERS if list(importlib.metadata.distributions(name=name))}
-
-
-def test_peers_run() -> None:
-    """The comparison runs and counts every record that the rings among the peers carried, in both modes."""
-    result = importlib.import_module("bench.peers.__main__").run(tiny=True)
-    names = {figure.name for figure in result.figures}
-    for mode in ("as its users run it", "drained every 100 ms"):
-        assert {f"ringlog, {mode}, full speed", f"a plain numpy ring, {mode}, full speed"} <= names
-    assert not {"ringlog", "a plain numpy ring"} & set(result.details["left_out"])
