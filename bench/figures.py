@@ -34,6 +34,9 @@ class Figure(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     @property
     def bar(self) -> str:
+        if self.at_most is not None and self.at_least is not None:
+            low, high = shown(self.at_least), shown(self.at_most)
+            return f"exactly {high}" if self.at_least == self.at_most else f"{low} to {high}"
         if self.at_most is not None:
             return f"at most {shown(self.at_most)}"
         return "" if self.at_least is None else f"at least {shown(self.at_least)}"

@@ -3,8 +3,8 @@
 Producers append one record after another in bursts of at most 1 ms, `ringlog writer` drains them into QuestDB. A
 record's cost is on the producer's side the median append that was accepted, each timed by itself and the clock's cost
 taken off, and on the writer's its CPU time divided by the records accepted. Loads are what was asked for: each point
-says what was accepted of it, and refused. The three ways to append are called at 1,000 and at 100,000 records/s by
-turns, each call when its record's time has come.
+says what was accepted of it, and refused. The points of a growth take turns, and are medians of the rounds. The three
+ways to append are called at 1,000 and at 100,000 records/s by turns, each call when its record's time has come.
 
     python -m bench.growth [--json] [--tiny]
 """
@@ -37,7 +37,7 @@ from ringlog.records import Trade, layout_of
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
-ROUNDS = 5
+ROUNDS, POINT_ROUNDS = 5, 3
 SLOW, FAST = 1_000, 100_000  # records/s, which the bar is about
 CHUNK_SECONDS = 0.01  # what comes in so long is one `append_many`
 PLOTS = Path("build/growth")
@@ -92,6 +92,18 @@ def costs(settings: Settings, writer_pid: int, load: Load, seconds: float, clock
         "records_per_second": reached.accepted_per_second,
         "refused": reached.refused,
     }
+
+
+def points(growth: Growth, tiny: bool, cost: Callable[[Load], dict[str, float]]) -> list[dict[str, float]]:
+    """Each load's costs: medians of rounds in which the loads take turns, and all that was refused."""
+    loads = growth.loads(tiny)
+    rounds = [[cost(load) for load in loads] for _ in range(1 if tiny else POINT_ROUNDS)]
+    found = []
+    for load, costs_ in zip(loads, zip(*rounds, strict=True), strict=True):
+        point = {name: statistics.median(each[name] for each in costs_) for name in costs_[0]}
+        refused = sum(each["refused"] for each in costs_)
+        found.append({"value": getattr(load, growth.field), **point, "refused": refused})
+    return found
 
 
 def stages(settings: Settings, seconds: float, rounds: int, clock_ns: float) -> dict[str, dict[str, float]]:
@@ -183,10 +195,9 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
     with server(running) as questdb, fresh(questdb, lane_linger_ms=LINGER_MS) as settings, writer(settings) as process:
         ways = stages(settings, seconds / 4, rounds, clock_ns)
         for growth in GROWTHS[:2] if tiny else GROWTHS:
-            found[growth.title] = [
-                {"value": getattr(load, growth.field), **costs(settings, process.pid, load, seconds, clock_ns)}
-                for load in growth.loads(tiny)
-            ]
+            found[growth.title] = points(
+                growth, tiny, lambda load: costs(settings, process.pid, load, seconds, clock_ns)
+            )
     if not tiny:
         plot(found)
     figures = [

@@ -35,7 +35,7 @@ from bench.disturbances import (
     walk,
     writing,
 )
-from bench.figures import Cell, Figure, Result, main, percentiles
+from bench.figures import Cell, Figure, Result, interleaved, main, median_ratio, percentiles
 from bench.load import REACHED
 from bench.stack import fresh, server, writer
 from bench.trades import trades
@@ -125,13 +125,13 @@ def conditions(
 def first_touch(count: int) -> float:
     """The p99 of appends into a new lane whose pages were not faulted in, divided by that of one where they were."""
     records = trades(1000)
-    found = []
-    for is_touched in (False, True):
-        lane = Lane(4096, is_touched=is_touched)
-        append = lane.append({})
-        took, _ = called(append, records, 1e6, count / 1e6)
-        found.append(percentiles(took)["p99"])
-    return found[0] / found[1]
+
+    def p99(is_touched: bool) -> float:
+        took, _ = called(Lane(4096, is_touched=is_touched).append({}), records, 1e6, count / 1e6)
+        return percentiles(took)["p99"]
+
+    found = interleaved({"untouched": lambda: p99(False), "touched": lambda: p99(True)}, ROUNDS)
+    return median_ratio(found, "untouched", "touched")
 
 
 def measured(

@@ -95,6 +95,8 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
             with state(name, questdb) as settings:
                 said = msgspec.json.decode(child(settings, appends, []).stdout.removeprefix(BEGIN + END))
                 details[name] = said
+                refused = sum(said["refused"].values())  # a full lane and a board that refuses are part of it
+                figures.append(Figure(name=f"{name}: refused", value=refused, unit=f"of {2 * appends:,} appends"))
                 figures.append(Figure(name=f"{name}: CPU, longest", value=said["cpu_ns"] / 1e6, unit="ms", at_most=1))
                 if shutil.which("strace"):
                     calls = system_calls(settings, appends)

@@ -112,6 +112,21 @@ def test_a_missed_bar_is_shown_as_missed(bar: dict[str, float], value: float, ve
     assert ("**not met**" in page) == (verdict == "not met")
 
 
+@pytest.mark.parametrize(
+    ("bar", "words"),
+    [
+        ({"at_most": 2.0}, "at most 2"),
+        ({"at_least": 80.0}, "at least 80"),
+        ({"at_least": 80.0, "at_most": 120.0}, "80 to 120"),
+        ({"at_least": 100.0, "at_most": 100.0}, "exactly 100"),
+        ({}, ""),
+    ],
+)
+def test_a_bar_is_shown_whole(bar: dict[str, float], words: str) -> None:
+    """A bar with two ends shows both: "at most 100 %" would let lost rows pass."""
+    assert Figure(name="f", value=100, **bar).bar == words
+
+
 def test_figures_that_are_many_alike_make_a_table() -> None:
     """Cells are shown by row and column, a bar beside its value, bold where it is missed; other figures as before."""
 
