@@ -18,7 +18,9 @@ from bench.stack import TIMEOUT_SECONDS, wait_for
 from bench.trades import trades
 
 DRAIN_SECONDS = 0.1
-ROWS, FEES, IS_OVER = range(3)  # words that both processes and this one share; no lock that the dead could hold
+ROWS, FEES, IS_READY, IS_OVER = range(
+    4
+)  # words that both processes and this one share; no lock that the dead could hold
 
 
 def missing(peer: Peer) -> str:
@@ -26,9 +28,9 @@ def missing(peer: Peer) -> str:
     return next((name for name in peer.modules if importlib.util.find_spec(name) is None), "")
 
 
-def _consume(results: Any, consume: Any, place: Place, drain_seconds: float, counts: Any) -> None:
+def _consume(_results: Any, consume: Any, place: Place, drain_seconds: float, counts: Any) -> None:
     with consume(place) as receive:
-        results.send(("ready", None))
+        counts[IS_READY] = 1
         due = time.monotonic()
         while not counts[IS_OVER]:
             if drain_seconds:
@@ -64,6 +66,7 @@ def _fees(count: int) -> int:
 
 def _produce(results: Any, produce: Any, place: Place, stages: Sequence[Stage], counts: Any) -> None:
     rows = fees = 0
+    wait_for(lambda: counts[IS_READY], "consumer", 0.001)
     with produce(place) as send:
         for stage in stages:
             if stage.rate:
@@ -140,7 +143,7 @@ def measured(peer: Peer, servers: Mapping[str, Any], drain_seconds: float, stage
     Raises RuntimeError if one record was lost, doubled or altered, or a process of the peer ended in the middle.
     """
     context = multiprocessing.get_context("spawn")
-    counts = context.RawArray("Q", 3)
+    counts = context.RawArray("Q", 4)
     children: list[Child] = []
     found: dict[str, Any] = {}
     patience_seconds = 0.0
@@ -148,7 +151,6 @@ def measured(peer: Peer, servers: Mapping[str, Any], drain_seconds: float, stage
         place = Place(directory, peer.channel(context), servers.get("redis", {}), servers.get("questdb", {}))
         try:
             children.append(Child(context, "consumer", _consume, peer.consume, place, drain_seconds, counts))
-            said(children)
             children.append(Child(context, "producer", _produce, peer.produce, place, stages, counts))
             while "sent" not in found:
                 name, value = said(children)
