@@ -201,7 +201,9 @@ class Writer:
         """Takes and sends what every lane holds now; what is published meanwhile is for the next time."""
         cuts = self._known_cuts
         self._is_behind = False
-        if not self._may_send(cuts) and not self._is_above_high_water():
+        if self._cuts_by is None and self._delivery.is_ready:
+            self._cuts_by = time.monotonic() + CUTS_TIMEOUT_SECONDS
+        if self._may_wait(cuts) and not self._is_above_high_water():
             return
         for layout, lanes in self._groups().items():
             if cuts is None or self._refuge.is_away(layout.table) or not self._delivery.is_open(layout.table):
@@ -211,13 +213,9 @@ class Writer:
         self._replay()
         self._refuge.look(in_lanes=any(reader.unconfirmed for reader in self._directory.lanes.values()))
 
-    def _may_send(self, cuts: Mapping[str, int] | None) -> bool:
-        """Whether all is loaded and the cuts are known, or not to be had; until then records may wait in lanes."""
-        if not self._delivery.is_ready:
-            return False
-        if self._cuts_by is None:
-            self._cuts_by = time.monotonic() + CUTS_TIMEOUT_SECONDS
-        return cuts is not None or time.monotonic() >= self._cuts_by
+    def _may_wait(self, cuts: Mapping[str, int] | None) -> bool:
+        """Whether records may stay in lanes: until all is loaded and the cuts are known, or not to be had."""
+        return self._cuts_by is None or (cuts is None and time.monotonic() < self._cuts_by)
 
     @property
     def _known_cuts(self) -> Mapping[str, int] | None:
