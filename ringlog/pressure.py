@@ -21,6 +21,19 @@ logger = logging.getLogger(__name__)
 
 SAMPLE_INTERVAL_SECONDS = 0.1
 BUFFER_BYTES_MAX = 100_000_000
+# Of a batch of so many bytes of slots there are, at the worst moment, some five times as much in the writer: slots,
+# columns and encoded requests, of those being encoded, sent and applied. And some that does not depend on its size.
+BATCH_COPIES = 5
+BATCH_BASE_BYTES = 20_000_000
+BATCH_BYTES_MIN = 1024 * 1024
+
+
+def batch_bytes(lanes_bytes: int) -> int:
+    """How many bytes of slots a batch may have beside so many bytes of lanes, for both to stay below BUFFER_BYTES_MAX.
+
+    Refusing records would give back nothing of what the writer itself takes: it takes less instead.
+    """
+    return max(BATCH_BYTES_MIN, (BUFFER_BYTES_MAX - BATCH_BASE_BYTES - lanes_bytes) // BATCH_COPIES)
 
 
 class Level(enum.IntEnum):

@@ -19,7 +19,7 @@ from ringlog.spool.spool_file import SpoolFile
 
 logger = logging.getLogger(__name__)
 
-READ_BYTES_MAX = 4 * 1024 * 1024  # of slots, that one read gives; a longer frame comes alone
+READ_BYTES_MAX = 4 * 1024 * 1024  # of slots, that one read gives where no less is asked for; a longer frame comes alone
 _BEFORE_HEADER = -1
 
 
@@ -80,8 +80,8 @@ class Reader:
         last = len(self._files) - 1
         return self.file_index > last or (self.file_index == last and self._offset >= self._files[last].length)
 
-    def read(self, rows_max: int, end: Position) -> Replay | None:
-        """The next frames, at least one and up to `rows_max` rows and READ_BYTES_MAX of one layout, and the damage met.
+    def read(self, rows_max: int, bytes_max: int, end: Position) -> Replay | None:
+        """The next frames, at least one and up to `rows_max` rows and `bytes_max` of one layout, and the damage met.
 
         None where there is nothing more up to `end`. Raises SpoolFull (no room for the quarantine) or SpoolUnusable,
         and then the reading place is where it was.
@@ -89,7 +89,7 @@ class Reader:
         place = (self.position, self.file_index, self._offset)
         damages: list[Damage] = []
         try:
-            replay = self._read(rows_max, end, damages)
+            replay = self._read(rows_max, bytes_max, end, damages)
             for damage in damages:
                 self._quarantine.describe(damage)
         except BaseException:
@@ -97,7 +97,7 @@ class Reader:
             raise
         return replay
 
-    def _read(self, rows_max: int, end: Position, damages: list[Damage]) -> Replay | None:
+    def _read(self, rows_max: int, bytes_max: int, end: Position, damages: list[Damage]) -> Replay | None:
         slots = np.empty(0, np.uint8)
         spans: list[Span] = []
         layout: RecordLayout | None = None
@@ -107,7 +107,7 @@ class Reader:
             if layout is None:
                 layout = file.layout
                 # Pages that stay untouched cost no memory: a short replay is not charged for rows_max.
-                rows_max = max(min(rows_max, READ_BYTES_MAX // header.slot_bytes), header.rows)
+                rows_max = max(min(rows_max, min(bytes_max, READ_BYTES_MAX) // header.slot_bytes), header.rows)
                 slots = np.empty(rows_max * header.slot_bytes, np.uint8)
             elif layout != file.layout or rows + header.rows > rows_max:
                 break

@@ -106,13 +106,13 @@ class Spool:
             raise SpoolFull(f"{self.path}: got a full disk, wanted room for the reserve first")
         self._table(layout.table).append(layout, spans, raw, self.bytes_max - self.bytes)
 
-    def read(self, table: str, rows_max: int) -> Replay | None:
-        """The next unread frames of a table, merged up to `rows_max` rows (at least one frame), or None.
+    def read(self, table: str, rows_max: int, bytes_max: int = READ_BYTES_MAX) -> Replay | None:
+        """The next unread frames of a table, at least one and up to `rows_max` rows and `bytes_max` of slots, or None.
 
         Several reads may be outstanding. Raises SpoolFull (no room to quarantine broken bytes), SpoolUnusable.
         """
         try:
-            return self._tables[table].read(rows_max) if table in self._tables else None
+            return self._tables[table].read(rows_max, bytes_max) if table in self._tables else None
         except OSError as error:
             raise refusal(self.path, error, "a disk that takes changes") from error
 

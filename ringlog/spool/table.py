@@ -156,9 +156,9 @@ class TableSpool:
             self._files.remove(file)
             self._reader.removed(at)
 
-    def read(self, rows_max: int) -> Replay | None:
+    def read(self, rows_max: int, bytes_max: int) -> Replay | None:
         """See `Reader.read`. Memory: the slots returned; nothing else grows with the spool."""
-        replay = self._reader.read(rows_max, self._end)
+        replay = self._reader.read(rows_max, bytes_max, self._end)
         if replay is None and not self.rows:  # files without a frame: their process died, or failed, before the first
             self._remove_passed(all_read=self._all_read)
         return replay

@@ -37,26 +37,29 @@ class Drain:
 
     def __init__(self, layout: RecordLayout, rows_max: int) -> None:
         self.layout = layout
-        self._rows_max = min(rows_max, max(BATCH_BYTES_MAX // layout.slot_bytes, 1))
+        self._rows_max = rows_max
         self._decoder = Decoder(layout)
         self._turn = 0
         self._left_alone: set[int] = set()
 
-    def take(self, lanes: Iterable[LaneReader], cut_us: int | None = None) -> tuple[Decoded, list[Slots]] | None:
-        """What lanes hold next, and the runs of slots it covers; None if they are empty. `cut_us`: see `decode`.
+    def take(
+        self, lanes: Iterable[LaneReader], cut_us: int | None = None, bytes_max: int = BATCH_BYTES_MAX
+    ) -> tuple[Decoded, list[Slots]] | None:
+        """What lanes hold next, at most `bytes_max` of slots, and the runs of slots it covers; None if they are empty.
 
-        Moves each lane's `sent` cursor over what it took.
+        `cut_us`: see `decode`. Moves each lane's `sent` cursor over what it took.
         """
+        rows_max = min(self._rows_max, max(min(bytes_max, BATCH_BYTES_MAX) // self.layout.slot_bytes, 1))
         ordered = list(lanes)
         self._turn += 1
         at = self._turn % max(len(ordered), 1)
         taken: list[Slots] = []
         rows = 0
         for lane in ordered[at:] + ordered[:at]:
-            if rows >= self._rows_max:
+            if rows >= rows_max:
                 break
             try:
-                runs = lane.take(min(self._rows_max - rows, max(lane.capacity // LANE_PARTS, 1)))
+                runs = lane.take(min(rows_max - rows, max(lane.capacity // LANE_PARTS, 1)))
             except SegmentRefused as error:
                 if lane.lane not in self._left_alone:
                     self._left_alone.add(lane.lane)

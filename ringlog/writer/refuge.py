@@ -23,14 +23,17 @@ from ringlog.sinks import Batch, Mirror, Span
 from ringlog.sinks.bisection import RefusedRow
 from ringlog.spans import SeqSet
 from ringlog.spool import Replay, Spool
+from ringlog.spool.reader import READ_BYTES_MAX
 from ringlog.writer.delivery import Delivery, Settled
-from ringlog.writer.drain import Drain
+from ringlog.writer.drain import BATCH_BYTES_MAX, Drain
 
 logger = logging.getLogger("ringlog.writer")
 
 # Below this part of its cap a spool that was full takes records again.
 RESUME_RATIO = 0.9
 REPLAYS_MAX = 3  # under way of a table: one is read and encoded, one sent, one waits to be applied
+# A batch from the spool is this part of one from lanes: its slots are held as well, until it is applied.
+REPLAY_PARTS = 2
 
 
 def _holds(run: Slots, row: RefusedRow) -> bool:
@@ -84,6 +87,7 @@ class Refuge:
         self.replayed_rows = 0
         self.expired_rows = 0
         self._rows_max = rows_max
+        self.batch_bytes = BATCH_BYTES_MAX  # of slots, of one batch; the writer sets it by what lanes leave of memory
         self._mirror = mirror
         self._away: set[str] = set(spool.tables())
         self._answered: set[str] = set()  # of those the tables of which a replay was confirmed since they left
@@ -174,7 +178,8 @@ class Refuge:
         """What lanes hold next, as much as goes into a frame; `left`: how many rows may still be taken of each."""
         # A part where the cap leaves no room for all: so a spool that refuses is full to a few pages, not to a batch,
         # and does not take records again before something was replayed.
-        room = max(min(self._rows_max, self.spool.rows_room(layout, len(readers))), 1)
+        rows_max = min(self._rows_max, self._replay_bytes // layout.slot_bytes)
+        room = max(min(rows_max, self.spool.rows_room(layout, len(readers))), 1)
         runs: list[Slots] = []
         for reader in readers:
             try:
@@ -193,13 +198,26 @@ class Refuge:
         `cuts`: microseconds before which a table's records have expired.
         """
         for table in self.spool.tables():
-            if delivery.has_room and delivery.is_open(table) and len(self._replays.get(table, ())) < REPLAYS_MAX:
+            if delivery.has_room and delivery.is_open(table) and self._may_read(table):
                 try:
                     self._replay(table, delivery, cuts.get(table))
                 except SpoolError as error:
                     logger.error("spool of table=%s cannot be read: %s", table, error)
         for table in [table for table in self._away if self._is_over(table)]:
             self._away.discard(table)
+
+    @property
+    def _replay_bytes(self) -> int:
+        """How many bytes of slots a frame, and a read of the spool, may have."""
+        return min(READ_BYTES_MAX, self.batch_bytes // REPLAY_PARTS)
+
+    def _may_read(self, table: str) -> bool:
+        """Whether there is memory for another read: always for the first of a table, none waits for another's."""
+        under_way = self._replays.get(table)
+        if not under_way:
+            return True
+        held = sum(entry.replay.slots.nbytes for entries in self._replays.values() for entry in entries)
+        return len(under_way) < REPLAYS_MAX and held < REPLAYS_MAX * self._replay_bytes
 
     def _is_over(self, table: str) -> bool:
         """Whether a table's records may be sent again: the server takes them, and what was put away goes first."""
@@ -208,7 +226,7 @@ class Refuge:
         return table in self._answered and not self.spool.unread_rows(table)
 
     def _replay(self, table: str, delivery: Delivery, cut_us: int | None) -> None:
-        replay = self.spool.read(table, self._rows_max)
+        replay = self.spool.read(table, self._rows_max, self._replay_bytes)
         if replay is None:
             return
         try:

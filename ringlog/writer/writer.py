@@ -19,6 +19,7 @@ from ringlog.lanes.instance import Instance, boot_id
 from ringlog.lanes.readers import Absent, LaneDirectory, LaneReader, Lease
 from ringlog.layout import BoardReason
 from ringlog.ledger import Ledger
+from ringlog.pressure import batch_bytes
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
 from ringlog.sinks import Batch, Cuts, Mirror, Sink
@@ -144,6 +145,7 @@ class Writer:
 
     def _tick(self) -> None:
         self._directory.refresh()
+        self._refuge.batch_bytes = batch_bytes(self._lane_bytes())
         self._drain_all()
         self._board.beat(time.time_ns() // 1000)
         now = time.monotonic()
@@ -250,7 +252,7 @@ class Writer:
                         lane.rewind()
                     self._refuge.leave(layout.table)
                 return
-            taken = drain.take(lanes, cut_us)
+            taken = drain.take(lanes, cut_us, self._refuge.batch_bytes)
             if taken is None:
                 return
             (batch, corrupt, expired), runs = taken

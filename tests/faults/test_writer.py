@@ -20,13 +20,14 @@ from whole_path import TABLE, Producing, WholePath
 from writer_thread import writing
 
 from ringlog import Producer
-from ringlog.lanes.claims import cards, open_board
+from ringlog.lanes.claims import BudgetExhausted, cards, open_board
 from ringlog.lanes.segments import attach_segment
-from ringlog.layout import HEAD_OFFSET, slots_offset
+from ringlog.layout import HEAD_OFFSET, BoardReason, slots_offset
 from ringlog.questdb import tables
 from ringlog.questdb.tables import create_table
 from ringlog.records import LatencySample, Record, Varchar, layout_of
 from ringlog.ring import store
+from ringlog.settings import Settings
 from ringlog.writer import Writer
 
 OTHER = layout_of(LatencySample).table
@@ -91,7 +92,10 @@ def test_18_garbage_in_slots(path: WholePath) -> None:
 
 
 def test_18_garbage_for_a_head(path: WholePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head that cannot be holds up its own lane alone: it is left as it is, named, and others go on."""
+    """A head that cannot be holds up its own lane alone: it is left as it is, named, and others go on.
+
+    Defence: a head is held against its tail.
+    """
     # No other request fails: not because the machine is busy, nor for want of a table of the writer's own metrics.
     path.with_settings(request_timeout_ms=15_000, confirm_timeout_ms=15_000)
     monkeypatch.setattr("ringlog.writer.writer.METRICS_INTERVAL_SECONDS", 600.0)
@@ -310,3 +314,41 @@ def test_58_no_descriptor_left(path: WholePath) -> None:
             resource.prlimit(path.writer.pid, resource.RLIMIT_NOFILE, limits)
             eventually(lambda: path.stored() == accepted, "everything")
     path.require_exact()
+
+
+@pytest.mark.slow  # a server's start, and a spool to be filled
+@pytest.mark.timeout(300)
+def test_a_replay_beside_lanes_at_their_budget(path: WholePath) -> None:
+    """With all of the default lane budget claimed, a replay makes the board refuse nothing for want of memory.
+
+    Defence: batches shrink as lanes take more of the memory (else the writer's own 100 MB are full here).
+    """
+    rows = 300_000
+    path.with_settings(lane_bytes_max=Settings().lane_bytes_max, batch_rows_max=100_000)
+    path.start_writer()
+    with contextlib.ExitStack() as lanes:
+        first = lanes.enter_context(Producer([Sample], settings=path.settings))
+        for size in (1 << bits for bits in range(23, 14, -1)):
+            with contextlib.suppress(BudgetExhausted):
+                while True:
+                    lanes.enter_context(Producer([Sample], settings=path.settings, lane_bytes={Sample: size}))
+        assert sum(card.size_bytes for card in cards(first.instance)) > 0.99 * path.settings.lane_bytes_max
+        board = open_board(first.instance)
+        path.server.kill()
+        append, number, said = first.appender(Sample).append, 0, set()
+
+        def appended(count: int) -> bool:
+            nonlocal number
+            said.add(board.reason)
+            while number < count and append(number, "x" * 200):
+                number += 1
+            return number == count
+
+        def counted(what: str) -> int:
+            return int(json.loads(board.read_status() or b"{}").get(what, 0))
+
+        eventually(lambda: appended(rows), "records to be accepted")
+        eventually(lambda: counted("spooled") >= rows, "records to be spooled")
+        path.server.start()
+        eventually(lambda: appended(number + 50) and counted("replayed") >= rows, "the replay")
+        assert said == {BoardReason.ACCEPTING}
