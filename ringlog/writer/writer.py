@@ -239,14 +239,14 @@ class Writer:
         waiting = sum(rows for lane in lanes if 0 < (rows := lane.head - lane.sent) <= lane.capacity)
         deadline = time.monotonic() + self._interval
         while waiting > 0:
-            while not self._delivery.has_room and time.monotonic() < deadline:
+            while not self._delivery.has_room and time.monotonic() < deadline and not self._is_kept_waiting():
                 self._delivery.collect(timeout_seconds=POLL_SECONDS)
+                self._guard()
             if self._refuge.is_away(layout.table):
                 return
             if not self._delivery.has_room:
                 self._is_behind = True
-                if self._delivery.silent_seconds > SILENCE_SECONDS_MAX and self._is_above_high_water():
-                    # A server that answers nothing costs seconds until its requests fail: lanes do not wait so long.
+                if self._is_kept_waiting():
                     # What is under way is put away too, as a copy that is folded.
                     for lane in lanes:
                         lane.rewind()
@@ -267,6 +267,10 @@ class Writer:
             elif not self._advance(runs):
                 return  # what was sent before them is not settled yet: they are looked at again then
             self._delivery.collect()
+
+    def _is_kept_waiting(self) -> bool:
+        """A server that answers nothing costs seconds until its requests fail: full lanes do not wait so long."""
+        return self._delivery.silent_seconds > SILENCE_SECONDS_MAX and self._is_above_high_water()
 
     def _settler(self, layout: RecordLayout, batch: Batch, runs: list[Slots]) -> Settle:
         def settle(settled: Settled) -> None:

@@ -13,13 +13,16 @@ from writer_thread import writing
 
 from ringlog import Producer
 from ringlog.errors import ConfigurationError, ServerRefused, ServerUnavailable, SpoolError
+from ringlog.layout import BoardReason
 from ringlog.ledger import Ledger, Term
+from ringlog.pressure import SAMPLE_INTERVAL_SECONDS, Resource, Thresholds, Watch
 from ringlog.records import LatencySample, layout_of
 from ringlog.settings import Settings
 from ringlog.sinks import Batch, Receipt, Request, Sink
 from ringlog.sinks.memory import MemorySink
 from ringlog.spool import Spool
 from ringlog.writer import refuge
+from ringlog.writer.writer import POLL_SECONDS
 
 TABLE = Sample.__table__
 ROWS = 1000
@@ -269,6 +272,65 @@ def test_a_search_for_refused_rows_fills_no_lane(settings: Settings) -> None:
         eventually(lambda: len(sink.rows(LatencySample)) == 180, "all latencies")
         eventually(lambda: len(sink.rows(Sample)) == 9, "the samples beside the refused one")
         eventually(lambda: writer._refuge.dead_letters == 1, "the dead letter")
+
+
+class Stuck(MemorySink):
+    """Answers no request until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def send(self, request: Request) -> Receipt:
+        assert self.go_on.wait(60)
+        return super().send(request)
+
+
+def test_21_the_board_follows_the_disk_while_a_request_is_waited_for(settings: Settings) -> None:
+    """What the disk has is said at the next look, whatever a request takes; between two looks lies a second at most.
+
+    Defence: the board is looked after while a batch waits for room.
+    """
+    assert SAMPLE_INTERVAL_SECONDS <= 1.0
+    assert POLL_SECONDS <= 1.0
+    room = [1000]
+    sink = Stuck()
+    settings = msgspec.structs.replace(settings, drain_interval_ms=600_000, high_water_ratio=0.9)
+    with Producer([Sample], settings=settings) as producer:
+        for number in range(4 * REQUEST_ROWS):
+            assert producer.appender(Sample).append(number, text_of(number))
+        with writing(settings, sink) as writer:
+            board = writer._board
+            try:
+                eventually(lambda: not writer._delivery.has_room, "requests under way")
+                writer._pressure.watch(Watch(Resource.SPOOL_DISK, "here", Thresholds.of_disk(100), lambda: room[0]))
+                for left, reason in ((0, BoardReason.DISK_FULL), (1000, BoardReason.ACCEPTING)):
+                    room[0] = left
+                    eventually(lambda reason=reason: board.reason is reason, "the board to say so")
+                    assert not sink.rows(Sample), "a request ended: this run proves nothing"
+            finally:
+                sink.go_on.set()
+            eventually(lambda: len(sink.rows(Sample)) == 4 * REQUEST_ROWS, "the records")
+
+
+def test_full_lanes_wait_for_no_request_however_rare_the_ticks(settings: Settings) -> None:
+    """A lane that fills while a batch waits for room goes to the spool, though the next tick is far."""
+    sink = Stuck()
+    settings = msgspec.structs.replace(settings, drain_interval_ms=600_000)
+    lane = {Sample: 512 * layout_of(Sample).slot_bytes}
+    with Producer([Sample], settings=settings, lane_bytes=lane) as producer:
+        append = producer.appender(Sample).append
+        assert all(append(number, text_of(number)) for number in range(3 * REQUEST_ROWS))
+        with writing(settings, sink) as writer:
+            try:
+                eventually(lambda: not writer._delivery.has_room, "requests under way")
+                assert all(append(number, text_of(number)) for number in range(3 * REQUEST_ROWS, 512))
+                eventually(lambda: writer._refuge.spooled_rows > 512 - REQUEST_ROWS, "the lane to be put away")
+                assert not sink.rows(Sample), "a request ended: this run proves nothing"
+            finally:
+                sink.go_on.set()
+            eventually(lambda: len(sink.rows(Sample)) > 512 - REQUEST_ROWS, "the replay")
+    assert len(sink.rows(Sample)) == 512
 
 
 def test_lanes_wait_for_no_library(settings: Settings) -> None:
