@@ -61,6 +61,7 @@ def test_02_writer_killed_at_every_system_call(path: WholePath, call: str) -> No
     """The writer killed at its n-th call of a kind, for every n until it outlives the work: nothing lost or doubled.
 
     (openat in steps of 50: the start of a Python process is hundreds of them.)
+    Defence: as in the quick test below. No patch: this sweep takes the better part of an hour.
     """
     number = 1
     while killed_at(path, call, number):
@@ -124,7 +125,8 @@ def test_04_questdb_killed(path: WholePath) -> None:
 def test_05_all_three_killed(path: WholePath) -> None:
     """Producer, writer and QuestDB killed at once: everything that was accepted is there after a restart.
 
-    Defence: a request that failed is given back (without it records are missing in about every second run).
+    Defence: a request that failed is given back (without it records are missing in about every
+    second run). No patch: a test that fails every second time; rows 1 and 4 have each of its parts.
     """
     path.start_writer()
     with running(path, 1) as producer:
@@ -162,7 +164,10 @@ def test_07_writer_stopped(path: WholePath) -> None:
 
 
 def test_08_producer_stopped_in_the_middle(lane_settings: Settings) -> None:
-    """A producer stopped at any moment of its appends holds up nobody else's lane, and goes on afterwards."""
+    """A producer stopped at any moment of its appends holds up nobody else's lane, and goes on afterwards.
+
+    Defence: a slot is written before it is published.
+    """
     # Small lanes: what a producer at full speed leaves in a large one takes long to decode, ten times over.
     lane_settings = msgspec.structs.replace(lane_settings, lane_bytes_max=1 << 20)
     script = "n = 0\nsay('go')\nwhile True:\n    n += appender.append(n, text_of(n))"
@@ -227,7 +232,10 @@ def test_59_sigterm_delivers_and_ends(path: WholePath) -> None:
 
 
 def test_59_sigterm_without_a_server(path: WholePath) -> None:
-    """SIGTERM while the server is away: what is in the lanes is in the spool when the writer ends, with status 0."""
+    """SIGTERM while the server is away: what is in the lanes is in the spool when the writer ends, with status 0.
+
+    Defence: SIGTERM drains.
+    """
     good = path.settings
     # The limit is far: its client libraries may still load for seconds.
     path.with_settings(drain_interval_ms=60_000, stop_timeout_ms=30_000, questdb_pg_port=1, questdb_http_port=1)

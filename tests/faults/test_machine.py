@@ -130,7 +130,8 @@ def shifted_clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_45_a_clock_that_is_wrong(path: WholePath, shifted_clock: Path, minutes: int) -> None:
     """A producer whose clock is an hour behind or 60 days ahead: all is stored, in the order of seq, under its time.
 
-    (What retention makes of rows in the future is tested with retention.) Defence: seq orders records, not time.
+    (What retention makes of rows in the future is tested with retention.) Defence: seq orders records, not
+    time. No patch: no line sorts records that could be made to sort them otherwise.
     """
     with writing(path.settings), path.producing() as append:
         with pytest.MonkeyPatch.context() as patch:
@@ -171,7 +172,7 @@ def memory_limit(pid: int, limit_bytes: int) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_57_replay_in_little_memory(path: WholePath) -> None:
-    """A writer confined to 256 MB replays a spool that is larger, whole."""
+    """A writer confined to 256 MB replays a spool that is larger, whole. Defence: the spool is read in parts."""
     good = path.settings
     rows = 1_200_000
     path.with_settings(questdb_pg_port=1, questdb_http_port=1, lane_bytes_max=64 << 20)
@@ -205,7 +206,10 @@ def test_57_replay_in_little_memory(path: WholePath) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_60_ten_thousand_lanes(lane_settings: Settings) -> None:
-    """Ten thousand lanes claimed and left in turn: no segment, file or descriptor is left."""
+    """Ten thousand lanes claimed and left in turn: no segment, file or descriptor is left.
+
+    Defence: lanes that are over are removed. No patch: ten thousand segments would stay behind.
+    """
     drained = Drained(lane_settings)
     before = len(os.listdir("/proc/self/fd"))
     for number in range(10_000):
@@ -225,7 +229,10 @@ def test_60_ten_thousand_lanes(lane_settings: Settings) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_42_the_servers_disk_is_full(instance_dir: Path, tmp_path: Path) -> None:
-    """QuestDB on a full disk, whether it refuses, suspends or dies: accepted records wait in the spool, then arrive."""
+    """QuestDB on a full disk, whether it refuses, suspends or dies: accepted records wait in the spool, then arrive.
+
+    Defence: what a full server refuses is given back.
+    """
     disk = tmp_path / "disk"
     disk.mkdir()
     image = tmp_path / "image"

@@ -73,7 +73,10 @@ def test_29_slow_answers(path: WholePath, proxy: TcpProxy) -> None:
 
 
 def test_30_reset_in_the_middle_of_a_request(path: WholePath, proxy: TcpProxy) -> None:
-    """RST while a request is on its way: it is sent again, and nothing is there twice."""
+    """RST while a request is on its way: it is sent again, and nothing is there twice.
+
+    Defence: a request that failed is given back, and sent again.
+    """
     survive(path, proxy, reset_in_the_middle)
 
 
@@ -86,7 +89,10 @@ def test_31_answers_lost_after_the_commit(path: WholePath, proxy: TcpProxy) -> N
 
 
 def test_32_half_open_connections(path: WholePath, proxy: TcpProxy) -> None:
-    """A way that takes everything and answers nothing costs a timeout; records go to the spool."""
+    """A way that takes everything and answers nothing costs a timeout; records go to the spool.
+
+    Defence: a request that failed is given back, and sent again.
+    """
     survive(path, proxy, blackhole)
 
 
@@ -99,7 +105,10 @@ GARBAGE = {
 
 @pytest.mark.parametrize("answer", GARBAGE)
 def test_33_garbage_for_an_answer(path: WholePath, proxy: TcpProxy, answer: str) -> None:
-    """Answers that are no HTTP, cut short or of megabytes are no verdict on the rows: they are sent again."""
+    """Answers that are no HTTP, cut short or of megabytes are no verdict on the rows: they are sent again.
+
+    Defence: a request that failed is given back, and sent again.
+    """
     survive(path, proxy, GARBAGE[answer])
 
 
@@ -165,7 +174,10 @@ def test_34_server_errors(path: WholePath, proxy: TcpProxy, line: str, monkeypat
 
 
 def test_36_wrong_password(path: WholePath, caplog: pytest.LogCaptureFixture) -> None:
-    """With a wrong password records are spooled and the log says so without it; with the right one they arrive."""
+    """With a wrong password records are spooled and the log says so without it; with the right one they arrive.
+
+    Defence: a refusal of the user is no verdict on the rows.
+    """
     good, canary = path.settings, "canary-5a6b7c"
     wrong = msgspec.structs.replace(good, questdb_password=Secret(canary))
     with caplog.at_level(logging.DEBUG), writing(wrong) as writer, path.producing() as append:
@@ -182,7 +194,10 @@ def test_36_wrong_password(path: WholePath, caplog: pytest.LogCaptureFixture) ->
 
 @pytest.mark.slow  # two starts of a server
 def test_37_read_only_server(path: WholePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is read-only (it answers 421) is no verdict on the rows: they are spooled until it takes writes."""
+    """A server that is read-only (it answers 421) is no verdict on the rows: they are spooled until it takes writes.
+
+    Defence: a request that failed is given back, and sent again.
+    """
     path.server.kill()
     with monkeypatch.context() as patch:
         patch.setenv("QDB_READONLY", "true")
@@ -249,13 +264,19 @@ def test_40_dedup_disabled(path: WholePath, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_40_table_dropped(path: WholePath, caplog: pytest.LogCaptureFixture) -> None:
-    """Without its table records are spooled, and arrive in the one that is made again."""
+    """Without its table records are spooled, and arrive in the one that is made again.
+
+    Defence: a request that failed is given back, and sent again.
+    """
     create = create_table(layout_of(Sample))
     hold_up_one_table(path, caplog, f"drop table {TABLE}", create, f"{TABLE}: got no such table")
 
 
 def test_41_suspended_before_a_schema_change(path: WholePath) -> None:
-    """A table that is suspended with a new column still to be applied is resumed, though nothing can be sent to it."""
+    """A table that is suspended with a new column still to be applied is resumed, though nothing can be sent to it.
+
+    Defence: a table that cannot be checked because it is suspended is resumed.
+    """
     path.query(f"alter table {TABLE} suspend wal")
     path.query(f"alter table {TABLE} add column later int")
     with writing(path.settings):
@@ -304,6 +325,7 @@ def test_43_server_restored_from_an_old_copy(path: WholePath, tmp_path: Path) ->
     """A server that lost days does not go unnoticed: the audit names exactly what is gone, and new records arrive.
 
     Confirmed is the last word: what the server had confirmed is not sent again (docs/operations.md says what to do).
+    Defence: the audit looks for what was confirmed.
     """
     with writing(path.settings), path.producing() as append:
         append(100)

@@ -342,7 +342,10 @@ def test_26_spool_file_missing(tmp_path: Path, missing: int) -> None:
 
 
 def test_26_spool_file_removed_while_in_use(tmp_path: Path) -> None:
-    """A file removed under a running process is a counted gap, the last one too."""
+    """A file removed under a running process is a counted gap, the last one too.
+
+    Defence: a file that somebody removed is no end.
+    """
     spool = open_spool(tmp_path / "spool", file_bytes_max=1)
     for span in SPANS:
         append(spool, span)
@@ -391,7 +394,10 @@ def test_27_read_only_disk(mounted: Callable[[str], Path]) -> None:
 
 @pytest.mark.root
 def test_27_directory_without_write_permission() -> None:
-    """A directory that its own user may not write to is refused at start, by name (root may write anywhere)."""
+    """A directory that its own user may not write to is refused at start, by name (root may write anywhere).
+
+    Defence: a spool that cannot be written is refused at start.
+    """
     with tempfile.TemporaryDirectory() as base:
         os.chmod(base, 0o711)  # noqa: S103
         path = Path(base) / "spool"

@@ -89,7 +89,8 @@ def test_38_certificates_that_do_not_hold(
 ) -> None:
     """A certificate of an unknown authority, an expired one or one of another host: no byte is sent, records wait.
 
-    With a good one of a custom authority they arrive. Defence: the client's verification, which no setting turns off.
+    With a good one of a custom authority they arrive. Defence: the client's verification. No patch: its wheels have no
+    switch that turns it off.
     """
     trusted = authorities[0]
     with proxied(path.settings.questdb_http_port, authorities[signer].context(name, dates)) as bad:

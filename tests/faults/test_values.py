@@ -56,32 +56,44 @@ def test_46_timestamps_out_of_bounds(refuses: Callable[..., None], timestamp: in
 
 @pytest.mark.parametrize("amount", [float("nan"), float("inf"), float("-inf")])
 def test_47_numbers_that_are_none(refuses: Callable[..., None], amount: float) -> None:
-    """NaN and infinities are refused: the server would refuse the one and make NULL of the other."""
+    """NaN and infinities are refused: the server would refuse the one and make NULL of the other.
+
+    Defence: numbers are finite.
+    """
     refuses(RecordValueError, amount=amount)
 
 
 @pytest.mark.parametrize("number", [-(2**63), 2**63, 2**70, -(2**63) - 1])
 def test_48_integers_out_of_range(refuses: Callable[..., None], number: int) -> None:
-    """The smallest of 64 bits, which the server takes for NULL, and what overflows them, are refused."""
+    """The smallest of 64 bits, which the server takes for NULL, and what overflows them, are refused.
+
+    Defence: integers have a range.
+    """
     refuses(RecordValueError, number=number)
 
 
 @pytest.mark.parametrize("text", ["\udcff", "a\0b", "\udfff!"])
 def test_49_texts_that_are_no_utf8(refuses: Callable[..., None], text: str) -> None:
-    """Lone surrogates and NUL bytes are refused, since the server would take them."""
+    """Lone surrogates and NUL bytes are refused, since the server would take them. Defence: texts hold no NUL byte."""
     refuses(RecordValueError, text=text)
 
 
 @pytest.mark.parametrize("text", ["a\nb", "'", '"', "\\", "a,b=c d", "\t\r"])
 def test_49_texts_that_need_quoting_are_taken(lane_settings: Settings, text: str) -> None:
-    """Newlines, quotes and the separators of line protocol are texts like others."""
+    """Newlines, quotes and the separators of line protocol are texts like others.
+
+    Defence: texts travel with their length. No patch: nothing on the way quotes or escapes them.
+    """
     with Producer([Value], settings=lane_settings) as producer:
         assert producer.appender(Value).append(text=text)
 
 
 @pytest.mark.parametrize("length", [65, 10_000, 1 << 20])
 def test_50_texts_over_their_width(refuses: Callable[..., None], length: int) -> None:
-    """A text over its field's width is refused, however long, and never cut; bytes count, not characters."""
+    """A text over its field's width is refused, however long, and never cut; bytes count, not characters.
+
+    Defence: texts have a width.
+    """
     refuses(RecordValueError, text="x" * length)
     refuses(RecordValueError, text="ö" * 33)
 
@@ -90,6 +102,6 @@ def test_50_texts_over_their_width(refuses: Callable[..., None], length: int) ->
     "fields", [{"unknown": 1}, {"number": "1"}, {"number": 1.5}, {"text": b"x"}, {"amount": None}, {"timestamp": "now"}]
 )
 def test_51_fields_of_another_kind(refuses: Callable[..., None], fields: dict[str, Any]) -> None:
-    """Unknown fields and values of another type are a TypeError."""
+    """Unknown fields and values of another type are a TypeError. Defence: texts are str."""
     refuses(RecordTypeError, **fields)
     assert issubclass(RecordTypeError, TypeError)

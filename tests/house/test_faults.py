@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import tomllib
 
-from house_project import ROOT, python_files
+from house_project import ROOT, parsed, python_files
 
 README = ROOT / "tests/faults/README.md"
 ROWS = 60
 _TEST = re.compile(r"^(?:async )?def (test_(\d\d)_\w+)\(", re.MULTILINE)
+NUMBERED = re.compile(r"test_\d\d_")
 _ROW = re.compile(r"^\|\s*(\d+)\s*\|([^|]*)\|([^|]*)\|$", re.MULTILINE)
 
 
@@ -40,6 +43,26 @@ def test_every_fault_has_a_test_or_a_reason() -> None:
             assert named == tests[row], f"row {row}: run `python tests/house/test_faults.py`"
         else:
             assert len(named.split()) >= 5, f"row {row} has neither a test nor a reason in words"
+
+
+def test_every_fault_was_seen_without_its_defence() -> None:
+    """Each test of a fault says its defence: one that `defences.toml` takes away, or why there is none to be taken."""
+    defences = tomllib.loads((ROOT / "tests/faults/defences.toml").read_text())["defence"]
+    taken_away = {test for defence in defences for test in defence["tests"]}
+    wrong = []
+    for path in python_files("tests"):
+        for function in ast.walk(parsed(path)):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) and NUMBERED.match(function.name):
+                test = f"{path.relative_to(ROOT / 'tests').as_posix()}::{function.name}"
+                said = re.search(r"\bDefences?:(.*)", ast.get_docstring(function) or "", re.DOTALL)
+                reason = said and re.search(r"\b[Nn]o patch: (.*)", said[1], re.DOTALL)
+                if said is None or not said[1].split():
+                    wrong.append(f"{test}: its docstring names no defence")
+                elif bool(reason) is (test in taken_away):
+                    wrong.append(f"{test}: is in defences.toml or says 'no patch: WHY', and not both")
+                elif reason and len(reason[1].split()) < 5:
+                    wrong.append(f"{test}: got {reason[1]!r}, wanted a reason in words")
+    assert not wrong, "\n".join(wrong)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,10 @@ def test_only_the_owner_may_look(instance: Instance) -> None:
 
 
 def test_11_lanes_are_never_shared(instance: Instance) -> None:
-    """Every claim is a lane of its own, locked by its owner, which no second process can take."""
+    """Every claim is a lane of its own, locked by its owner, which no second process can take.
+
+    Defence: a lane's lock file is locked.
+    """
     lanes = [claim(instance, LAYOUT, lane_bytes=4096) for _ in range(20)]
     assert len({lane.card.lane for lane in lanes}) == 20
     path = instance.lock_path(lanes[0].card.lane)
@@ -174,7 +177,7 @@ def test_a_directory_for_all_is_refused(tmp_path: Path) -> None:
 @pytest.mark.root
 @linux
 def test_20_what_belongs_to_others_is_refused(instance: Instance, tmp_path: Path) -> None:
-    """A directory or segment of another uid is refused, naming it."""
+    """A directory or segment of another uid is refused, naming it. Defence: a segment of another user is refused."""
     foreign = tmp_path / "foreign"
     foreign.mkdir(mode=0o700)
     os.chown(foreign, 12345, 12345)
@@ -190,7 +193,10 @@ def test_20_what_belongs_to_others_is_refused(instance: Instance, tmp_path: Path
 
 @linux
 def test_20_segments_of_other_kinds_are_refused(instance: Instance) -> None:
-    """A segment that others may read, a symlink, an empty or a taken name: each refused, untouched."""
+    """A segment that others may read, a symlink, an empty or a taken name: each refused, untouched.
+
+    Defence: a segment that others may read is refused.
+    """
     name = instance.board_name
     create_segment(name, 4096)
     (SHM / name).chmod(0o644)
@@ -217,7 +223,10 @@ def test_20_segments_of_other_kinds_are_refused(instance: Instance) -> None:
 
 
 def test_20_lock_files_are_not_followed(instance: Instance, tmp_path: Path) -> None:
-    """A symlink in a lock file's place is refused, and what it points to is left alone."""
+    """A symlink in a lock file's place is refused, and what it points to is left alone.
+
+    Defence: lock files are not followed.
+    """
     target = tmp_path / "precious"
     target.write_text("precious")
     instance.claims_path.symlink_to(target)
@@ -228,7 +237,10 @@ def test_20_lock_files_are_not_followed(instance: Instance, tmp_path: Path) -> N
 
 @linux
 def test_16_a_full_dev_shm(lane_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the pages of a lane cannot be had a claim says how much it needed, and leaves no segment, card or lock."""
+    """Where the pages of a lane cannot be had a claim says how much it needed, and leaves no segment, card or lock.
+
+    Defence: a claim that finds no room says so, and leaves nothing.
+    """
     reserve = os.posix_fallocate
 
     def full(descriptor: int, offset: int, size_bytes: int) -> None:
@@ -249,7 +261,10 @@ def test_16_a_full_dev_shm(lane_settings: Settings, monkeypatch: pytest.MonkeyPa
 @pytest.mark.root
 @linux
 def test_16_a_tiny_dev_shm(lane_settings: Settings) -> None:
-    """On a /dev/shm of 1 MiB a claim says how much it needed: no SIGBUS, and nothing is left there."""
+    """On a /dev/shm of 1 MiB a claim says how much it needed: no SIGBUS, and nothing is left there.
+
+    Defence: pages are reserved before they are touched.
+    """
     script = """
 import ctypes, os
 from ringlog.lanes.claims import claim, cards

@@ -74,7 +74,10 @@ HEADER_DAMAGE = {
 def test_17_damaged_lanes_are_refused_untouched(
     lane_settings: Settings, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A lane whose header or layout is not sound is refused with got and wanted, left as it is, and costs no other."""
+    """A lane whose header or layout is not sound is refused with got and wanted, left as it is, and costs no other.
+
+    Defence: a header is checked before it is believed.
+    """
     instance = Instance(lane_settings).open()
     lane = claim(instance, LAYOUT)
     with Producer([Sample], settings=lane_settings) as producer:
@@ -101,7 +104,10 @@ def test_17_damaged_lanes_are_refused_untouched(
 
 @linux
 def test_17_a_segment_cut_short(lane_settings: Settings) -> None:
-    """A segment smaller than its header says is refused before any slot is touched."""
+    """A segment smaller than its header says is refused before any slot is touched.
+
+    Defence: a header is checked before it is believed.
+    """
     instance = Instance(lane_settings).open()
     lane = claim(instance, LAYOUT)
     path = Path("/dev/shm") / lane.card.segment  # noqa: S108
@@ -115,7 +121,10 @@ def test_17_a_segment_cut_short(lane_settings: Settings) -> None:
 
 @pytest.mark.parametrize("state", [3, 2**64 - 1])
 def test_18_a_garbage_state_word(lane_settings: Settings, state: int) -> None:
-    """A state that nobody stores is taken as RETIRED by writer and owner alike: drained, left, nothing lost."""
+    """A state that nobody stores is taken as RETIRED by writer and owner alike: drained, left, nothing lost.
+
+    Defence: a state that nobody stores is taken as retired.
+    """
     with Producer([Sample], settings=lane_settings) as producer:
         append = producer.appender(Sample).append
         assert append(1, text_of(1))
@@ -132,7 +141,10 @@ def test_18_a_garbage_state_word(lane_settings: Settings, state: int) -> None:
 
 
 def test_18_a_garbage_head(lane_settings: Settings) -> None:
-    """A head that cannot belong to its tail is refused when it is looked at; no slot is read."""
+    """A head that cannot belong to its tail is refused when it is looked at; no slot is read.
+
+    Defence: a head is held against its tail.
+    """
     instance = Instance(lane_settings).open()
     lane = claim(instance, LAYOUT)
     (card,) = cards(instance)

@@ -67,7 +67,10 @@ def test_a_living_owner_is_left_alone(lane_settings: Settings) -> None:
 
 @pytest.mark.parametrize("pid", [1, None])
 def test_13_a_dead_owner_whose_pid_lives(lane_settings: Settings, pid: int | None) -> None:
-    """Pid 1 looks alive for ever and pids are used again: a dead owner's lane is adopted all the same."""
+    """Pid 1 looks alive for ever and pids are used again: a dead owner's lane is adopted all the same.
+
+    Defence: life is seen through a record lock, not through a pid.
+    """
     with child(lane_settings, APPEND_100 + "os.kill(os.getpid(), signal.SIGKILL)") as producer:
         producer.ended(None)
     drained = Drained(lane_settings)
@@ -79,7 +82,10 @@ def test_13_a_dead_owner_whose_pid_lives(lane_settings: Settings, pid: int | Non
 
 
 def test_14_a_zombie_is_dead(lane_settings: Settings) -> None:
-    """An owner that was killed but never waited for no longer owns its lane."""
+    """An owner that was killed but never waited for no longer owns its lane.
+
+    Defence: life is seen through a record lock, not through a pid.
+    """
     with child(lane_settings, APPEND_100 + "say('appended'); signal.pause()") as producer:
         assert producer.line() == "appended"
         instance = Instance(lane_settings)
@@ -91,7 +97,10 @@ def test_14_a_zombie_is_dead(lane_settings: Settings) -> None:
 
 
 def test_14_a_forked_child_does_not_keep_it_alive(lane_settings: Settings) -> None:
-    """A child that inherited the lock file's descriptor and lives on does not hide its parent's death."""
+    """A child that inherited the lock file's descriptor and lives on does not hide its parent's death.
+
+    Defence: the lock is a record lock, which a forked child does not hold.
+    """
     script = (
         FORKING
         + APPEND_100
@@ -124,7 +133,10 @@ RAW = pytest.param(
 
 @pytest.mark.parametrize("fork", ["os.fork()", RAW])
 def test_12_fork(lane_settings: Settings, fork: str) -> None:
-    """A forked child appends to a lane of its own, and its parent's lane goes on untouched."""
+    """A forked child appends to a lane of its own, and its parent's lane goes on untouched.
+
+    Defence: a forked child leaves its parent's lane.
+    """
     script = f"""
 import ctypes
 {APPEND_100}
@@ -228,7 +240,10 @@ signal.pause()
 
 
 def test_03_producer_killed_in_the_middle_of_append(lane_settings: Settings) -> None:
-    """Producers killed with -9 at any moment: what is drained is whole, in order and without a gap."""
+    """Producers killed with -9 at any moment: what is drained is whole, in order and without a gap.
+
+    Defence: a slot is written before it is published.
+    """
     script = """
 number = 0
 say("go")
@@ -257,7 +272,10 @@ while True:
 
 @linux
 def test_15_a_segment_unlinked_live(lane_settings: Settings) -> None:
-    """A writer that has the lane mapped goes on draining it; one that comes later says what is missing."""
+    """A writer that has the lane mapped goes on draining it; one that comes later says what is missing.
+
+    Defence: a missing segment is reported.
+    """
     with Producer([Sample], settings=lane_settings) as producer:
         append = producer.appender(Sample).append
         assert append(1, text_of(1))
@@ -304,7 +322,10 @@ say(len(held))
 
 @linux
 def test_60_many_lanes_leave_nothing(lane_settings: Settings) -> None:
-    """Hundreds of lanes claimed and left in turn: no segment, file or descriptor is left."""
+    """Hundreds of lanes claimed and left in turn: no segment, file or descriptor is left.
+
+    Defence: lanes that are over are removed.
+    """
     drained = Drained(lane_settings)
 
     def churn(rounds: int) -> int:

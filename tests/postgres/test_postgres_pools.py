@@ -144,6 +144,7 @@ def test_53_a_restart_in_the_middle_of_load_counts_nothing_twice(
 
     Each write is found exactly once: cut transactions were rolled back and tried again, committed ones whose answer
     was lost were recognised. Every caller is served again after the restart, within the retry timeout.
+    Defence: a transaction that was cut is tried again.
     """
     execute(own_settings, "create table marks (id uuid primary key)")
     execute(own_settings, "create table counter (n bigint)")

@@ -228,7 +228,10 @@ def test_the_last_good_version_is_served_stale_while_the_server_is_away(
 def test_54_a_start_without_a_server_serves_the_last_good_file(
     own_server: PostgresServer, own_settings: Settings, instance_dir: Path
 ) -> None:
-    """Down at start: what an earlier process last read, flagged stale, from a private file; fresh once it is up."""
+    """Down at start: what an earlier process last read, flagged stale, from a private file; fresh once it is up.
+
+    Defence: the last good configurations are kept in a file.
+    """
     with Pool(own_settings) as pool, ConfigWatch(own_settings, poll_interval_s=0.2):
         good = TraderConfigs(pool).save(CONFIG, changed_by="ann")
         path = instance_dir / "trader-configs.json"

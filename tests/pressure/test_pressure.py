@@ -161,7 +161,10 @@ def test_memory_of_this_process_is_seen() -> None:
 
 @pytest.mark.root
 def test_21_a_real_full_disk(tmp_path: Path) -> None:
-    """On a real disk that fills up records are refused, and accepted at the first sample after space is back."""
+    """On a real disk that fills up records are refused, and accepted at the first sample after space is back.
+
+    Defence: a disk has room again from the moment that it has.
+    """
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], check=True)
     try:
         pressure = Pressure([disk_watch(Resource.SPOOL_DISK, tmp_path, 256 * 1024)])

@@ -268,7 +268,10 @@ def answering(status: int, body: bytes) -> Iterator[int]:
 def test_34_another_answer_is_no_verdict_on_the_rows(
     settings: Settings, layout: RecordLayout, status: int, body: bytes
 ) -> None:
-    """No answer but QuestDB's own "invalid" blames the rows, and a 2xx of something else is not taken for its ack."""
+    """No answer but QuestDB's own "invalid" blames the rows, and a 2xx of something else is not taken for its ack.
+
+    Defence: only QuestDB's own refusal blames rows.
+    """
     with answering(status, body) as port:
         conf = f"http::addr=127.0.0.1:{port};"
         sink = QuestdbSink(msgspec.structs.replace(settings, questdb_client_conf=conf))

@@ -147,7 +147,10 @@ def test_a_column_of_the_servers_own_is_left_alone(sink: QuestdbSink, layout: Re
 
 
 def test_52_only_declared_identifiers_reach_sql() -> None:
-    """A layout from elsewhere (a segment's bytes) with SQL for a table or field name makes no statement."""
+    """A layout from elsewhere (a segment's bytes) with SQL for a table or field name makes no statement.
+
+    Defence: identifiers come from an allowlist.
+    """
     layout = layout_of(Everything)
     for name in ('x"; drop table trades; --', "x'y", "", "X", "a" * 64):
         with pytest.raises(ValueError, match="wanted lower-case letters"):

@@ -145,7 +145,10 @@ def test_null_is_not_empty(queries: Queries, insert: Insert) -> None:
 
 
 def test_52_injection(queries: Queries, insert: Insert, execute: Execute, empty: None) -> None:
-    """Hostile text is only ever a value: it matches exactly the rows that hold it, and no table changes."""
+    """Hostile text is only ever a value: it matches exactly the rows that hold it, and no table changes.
+
+    Defence: values are parameters.
+    """
     insert("trades", [trade(BASE + i, trader_id=text, base_token=text or "e") for i, text in enumerate(HOSTILE)])
     insert(
         "latencies",

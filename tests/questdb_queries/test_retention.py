@@ -138,7 +138,10 @@ def test_executed_cut(retention: Retention, execute: Execute, insert: Insert, no
 
 
 def test_45_future_rows_cost_nothing(retention: Retention, execute: Execute, insert: Insert, now: int) -> None:
-    """Rows far in the future, in a table with views and in one without, move no cut."""
+    """Rows far in the future, in a table with views and in one without, move no cut.
+
+    Defence: a cut is made from the server's clock.
+    """
     for table, row in (("latencies", latency), ("trades", trade)):
         insert(table, [row(now + 90 * DAY), row(now), row(now - 29 * DAY), row(now - 31 * DAY)])
     for view in ("latency_minutes", "latency_hours"):
@@ -152,7 +155,10 @@ def test_45_future_rows_cost_nothing(retention: Retention, execute: Execute, ins
 def test_45_clocks_that_differ(
     retention: Retention, execute: Execute, insert: Insert, now: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server whose clock differs from this machine's by hours loses nothing: every table is refused, and audited."""
+    """A server whose clock differs from this machine's by hours loses nothing: every table is refused, and audited.
+
+    Defence: clocks that differ stop retention.
+    """
     insert("trades", [trade(now), trade(now - 31 * DAY)])
     real = Retention._now_us
     monkeypatch.setattr(Retention, "_now_us", lambda self: real(self) + 60 * DAY)
@@ -201,7 +207,10 @@ def test_a_young_table_is_held_too(retention: Retention, execute: Execute, inser
 def test_45_what_a_wrong_clock_wrote_holds_up_nothing(
     retention: Retention, execute: Execute, insert: Insert, now: int, settings: Settings, tmp_path: Any
 ) -> None:
-    """Audit rows of a run under a clock that was two months ahead keep no run from being due, and end no hold."""
+    """Audit rows of a run under a clock that was two months ahead keep no run from being due, and end no hold.
+
+    Defence: audit rows of the future do not count yet.
+    """
     insert("trades", [trade(now), *(trade(now - ago * DAY) for ago in (31, 32, 33, 34))])
     for outcome, ahead in (("held", 60), ("executed", 61)):
         execute(

@@ -91,7 +91,10 @@ def executed(settings: Settings, execute: Execute, cut_us: int) -> None:
 def test_44_the_writer_runs_retention_and_late_records_expire(
     own: Settings, execute: Execute, insert: Insert, now: int
 ) -> None:
-    """The writer cuts in its window; a record that comes later than its day's cut is counted and brings no day back."""
+    """The writer cuts in its window; a record that comes later than its day's cut is counted and brings no day back.
+
+    Defence: records older than their table's cut are not sent.
+    """
     for ago in (0, 31):
         insert("latencies", [{"timestamp": now - ago * DAY, "service": "s", "operation": "o", "latency_us": 1.0}])
     inside = msgspec.structs.replace(own, retention_hour=now // HOUR % 24)
@@ -129,7 +132,10 @@ def test_a_cut_is_known_before_it_is_made(own: Settings, execute: Execute, inser
 def test_44_spooled_records_expire_at_replay(
     own: Settings, execute: Execute, now: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Records that waited in the spool while their day was cut are not sent from there, those beside them are."""
+    """Records that waited in the spool while their day was cut are not sent from there, those beside them are.
+
+    Defence: records older than their table's cut are not sent.
+    """
     monkeypatch.setattr("ringlog.questdb.retention_thread.CUTS_INTERVAL_S", 0.02)
     sink = GatedSink(own)
     cuts: Any = _cuts(own)

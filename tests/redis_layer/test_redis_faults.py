@@ -29,7 +29,10 @@ UI = Topic.UI_EVENTS
 
 
 def test_55_a_restart_under_load_reaches_nobody(own_server: Any, until: Any) -> None:
-    """Readers and writers at work while the server is killed and started again see no error, only a pause."""
+    """Readers and writers at work while the server is killed and started again see no error, only a pause.
+
+    Defence: a command that Redis did not answer is tried again.
+    """
     stop, errors, served = threading.Event(), [], [0] * 4
     with Connection(own_server.settings_for()) as connection:
         cache, producer = Cache(connection), StreamProducer(connection)
@@ -198,7 +201,10 @@ def test_every_answer_has_one_error_that_says_what_to_do(error: Any, wanted: typ
 
 
 def test_55_a_failover_to_a_replica_is_waited_out(own_server: Any, server: Any) -> None:
-    """Writes refused by a server that became a replica go through once it is primary again."""
+    """Writes refused by a server that became a replica go through once it is primary again.
+
+    Defence: a command that Redis did not answer is tried again.
+    """
     with own_server.bare() as raw, Connection(own_server.settings_for()) as connection:
         cache = Cache(connection)
         cache.set_price("SOL", "1")

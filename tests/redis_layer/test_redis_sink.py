@@ -207,7 +207,10 @@ def test_a_stopped_redis_never_holds_up_an_offer(own_server: Any, until: Any) ->
 
 
 def test_55_out_of_memory_is_counted_as_refused_and_passes(sink: RedisSink, raw: redis.Redis, until: Any) -> None:
-    """Rows that a full server refuses are dropped and counted; with room again the next ones are published."""
+    """Rows that a full server refuses are dropped and counted; with room again the next ones are published.
+
+    Defence: what Redis refuses is counted as that.
+    """
     raw.config_set("maxmemory", "1")
     sink.offer(batch_of([{}] * 700))
     until(lambda: settled(sink))
@@ -245,7 +248,10 @@ def test_closing_publishes_what_is_left(server: Any, raw: redis.Redis) -> None:
 def test_56_lost_acknowledgements_make_copies_that_consumers_drop(
     server: Any, proxy: Any, connection: Connection, until: Any
 ) -> None:
-    """When XADD's answer is lost the sink sends again; the consumer still sees every (lane, seq) exactly once."""
+    """When XADD's answer is lost the sink sends again; the consumer still sees every (lane, seq) exactly once.
+
+    Defence: consumers know what they were given.
+    """
     settings = server.settings_for(redis_port=proxy.port, redis_retry_timeout_ms=0)
     with Connection(settings) as through_proxy, running(through_proxy) as sink:
         proxy.cut_next(4, b"XADD")

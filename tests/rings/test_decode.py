@@ -123,7 +123,10 @@ CORRUPTIONS: list[Any] = [
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 @pytest.mark.parametrize("place", [0, 4, 9])
 def test_18_a_corrupt_slot_is_set_aside(decoder: Decoder, corruption: dict[str, Any], place: int) -> None:
-    """A slot that append could not have written is in no column, is kept with its bytes, and costs no other row."""
+    """A slot that append could not have written is in no column, is kept with its bytes, and costs no other row.
+
+    Defence: a slot is looked at before it is believed.
+    """
     slots = sound_slots(10)
     for name, value in corruption.items():
         slots[name][place] = value

@@ -192,7 +192,10 @@ def test_a_writer_that_was_taken_over(lane_settings: Settings) -> None:
 
 
 def test_10_a_second_writer_names_the_first(lane_settings: Settings) -> None:
-    """A second writer of the instance is refused by name of the holder, and the first goes on."""
+    """A second writer of the instance is refused by name of the holder, and the first goes on.
+
+    Defence: one writer holds the lease.
+    """
     script = """
 from ringlog.settings import Settings
 from ringlog.sinks.memory import MemorySink

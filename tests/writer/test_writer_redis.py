@@ -56,7 +56,10 @@ def test_confirmed_trades_reach_the_stream_and_the_cache(both: Settings, valkey_
 
 
 def test_55_a_redis_that_is_down_holds_up_nothing(both: Settings, questdb_server: QuestDBServer) -> None:
-    """With no Redis at all every trade is stored, and its lanes are given back."""
+    """With no Redis at all every trade is stored, and its lanes are given back.
+
+    Defence: Redis is written to on a thread of its own.
+    """
     away = msgspec.structs.replace(both, redis_port=1)
     with writing(away, mirror=_mirror(away)) as writer:
         assert append(away, 50) == 50
