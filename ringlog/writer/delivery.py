@@ -73,10 +73,19 @@ class _Backoff:
 class Delivery:
     """Sends batches, in order for each table, and settles each exactly once: applied, or given back with an error."""
 
-    def __init__(self, sink: Sink | Future[Sink], statistics: Statistics, confirm_timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        sink: Sink | Future[Sink],
+        statistics: Statistics,
+        confirm_timeout_seconds: float,
+        *,
+        keeps_columns: bool = False,
+    ) -> None:
+        """`keeps_columns`: a batch has its columns until it is settled, rather than until it is acknowledged."""
         self._sink = Part(sink)
         self._statistics = statistics
         self.confirm_timeout_seconds = confirm_timeout_seconds
+        self._keeps_columns = keeps_columns
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-send")
         self._asker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-confirm")
         self._sent: list[_Sent] = []
@@ -190,8 +199,7 @@ class Delivery:
         except Exception as error:  # noqa: BLE001 (it is logged there)
             self._surprise(table, error)
             return
-        entry.acknowledged_at = time.monotonic()
-        self._confirm_at = 0.0
+        self._await_confirmation(entry)
 
     def _surprise(self, table: str, error: Exception) -> None:
         """A surprise in a client library must not end the writer in a crash loop."""
@@ -225,8 +233,14 @@ class Delivery:
             return
         entry.receipts += found.receipts
         entry.refused += found.refused
+        self._await_confirmation(entry)
+
+    def _await_confirmation(self, entry: _Sent) -> None:
         entry.acknowledged_at = time.monotonic()
         self._confirm_at = 0.0
+        if not self._keeps_columns:
+            # Those of all that a server is slow to apply would be as much memory as all lanes.
+            entry.batch.columns = {}
 
     def _confirm(self) -> None:
         now = time.monotonic()
