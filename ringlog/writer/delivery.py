@@ -30,6 +30,7 @@ CONFIRM_SURPRISE_SECONDS = 1.0  # a surprise in a client library is no flood of 
 # A client bounds each wait for the server, but not their sum: an answer that never ends has ended no wait. A request
 # that has not returned after so long never will, and its thread cannot be ended: the process must be.
 SEND_SECONDS_MAX = 30.0
+SEND_WAITS_MAX = 10  # waits of at most the request's time limit in one sending; where those may take longer, so may it
 BISECT_SECONDS_MAX = 600.0  # three requests a refused row
 BACKOFF_SECONDS_MIN = 0.1
 BACKOFF_SECONDS_MAX = 5.0
@@ -79,6 +80,7 @@ class Delivery:
         statistics: Statistics,
         confirm_timeout_seconds: float,
         *,
+        request_timeout_seconds: float = 0.0,
         keeps_columns: bool = False,
     ) -> None:
         """`keeps_columns`: a batch has its columns until it is settled, rather than until it is acknowledged."""
@@ -86,6 +88,7 @@ class Delivery:
         self._statistics = statistics
         self.confirm_timeout_seconds = confirm_timeout_seconds
         self._keeps_columns = keeps_columns
+        self._send_seconds_max = max(SEND_SECONDS_MAX, SEND_WAITS_MAX * request_timeout_seconds)
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-send")
         self._asker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringlog-confirm")
         self._sent: list[_Sent] = []
@@ -174,8 +177,8 @@ class Delivery:
 
     def _require_ends(self) -> None:
         now, since = time.monotonic(), self._sending_since
-        if since is not None and now - since > SEND_SECONDS_MAX:
-            self._hang(SEND_SECONDS_MAX)
+        if since is not None and now - since > self._send_seconds_max:
+            self._hang(self._send_seconds_max)
         if self._search is not None and now - self._search.since > BISECT_SECONDS_MAX:
             self._hang(BISECT_SECONDS_MAX)
 

@@ -77,8 +77,13 @@ class Writer:
         self._directory = LaneDirectory(self._instance, on_empty=self._close_lane, on_absent=self._lose_lane)
         self._cuts: Part[Cuts | None] = Part(cuts)
         self._cuts_by: float | None = None  # from when the sink is there on, which has loaded the same libraries
-        confirm_timeout_seconds = settings.confirm_timeout_ms / 1000
-        self._delivery = Delivery(sink, self.statistics, confirm_timeout_seconds, keeps_columns=mirror is not None)
+        self._delivery = Delivery(
+            sink,
+            self.statistics,
+            settings.confirm_timeout_ms / 1000,
+            request_timeout_seconds=settings.request_timeout_ms / 1000,
+            keeps_columns=mirror is not None,
+        )
         spool = Spool(settings.spool_path, bytes_max=settings.spool_bytes_max)
         self._ledger = Ledger(spool.directory, spool.reserve, boot_id())
         self._refuge = Refuge(spool, self._ledger, settings.batch_rows_max, mirror)

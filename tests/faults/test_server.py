@@ -120,7 +120,7 @@ def test_33_an_answer_without_an_end(path: WholePath, proxy: TcpProxy) -> None:
     """
     path.with_settings(request_timeout_ms=60_000)
     script = (
-        "from ringlog.writer import delivery; delivery.SEND_SECONDS_MAX = 1.0\n"
+        "from ringlog.writer import delivery; delivery.SEND_SECONDS_MAX, delivery.SEND_WAITS_MAX = 1.0, 0\n"
         "from ringlog.cli import main; main(['writer'])"
     )
     with path.producing() as append:

@@ -44,6 +44,19 @@ class HeldSink(MemorySink):
         return super().confirm(receipts) if self.confirming else [False] * len(receipts)
 
 
+class HangingSink(MemorySink):
+    """A memory sink whose requests take until `end`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_sending, self.end = threading.Event(), threading.Event()
+
+    def send(self, request: Request) -> Receipt:
+        self.is_sending.set()
+        assert self.end.wait(60)
+        return super().send(request)
+
+
 def tails(settings: Settings) -> list[tuple[int, int]]:
     """Head and tail of every lane."""
     drained = Drained(settings)
@@ -144,23 +157,32 @@ def test_a_surprise_while_bad_rows_are_looked_for_ends_nothing(
 def test_the_end_waits_for_no_request_that_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that hangs while all is closed ends that with a named error, after a bounded wait."""
     monkeypatch.setattr("ringlog.writer.delivery.SEND_SECONDS_MAX", 0.5)
-    is_sending, end = threading.Event(), threading.Event()
-
-    class Hanging(MemorySink):
-        def send(self, request: Request) -> Receipt:
-            is_sending.set()
-            assert end.wait(60)
-            return super().send(request)
-
-    delivery = Delivery(Hanging(), Statistics(), confirm_timeout_seconds=60.0)
+    sink = HangingSink()
+    delivery = Delivery(sink, Statistics(), confirm_timeout_seconds=60.0)
     delivery.submit(batch_of(fresh_layout(), [{}]), lambda _settled: None)
-    assert is_sending.wait(60)
+    assert sink.is_sending.wait(60)
     try:
         with pytest.raises(ServerUnavailable, match="got a request that has not returned for 0 s"):
             delivery.close()
         assert delivery.is_hung
     finally:
-        end.set()
+        sink.end.set()
+
+
+def test_a_request_may_take_as_long_as_its_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where RINGLOG_REQUEST_TIMEOUT_MS is long a request that takes its time is no reason for the writer to end."""
+    monkeypatch.setattr("ringlog.writer.delivery.SEND_SECONDS_MAX", 0.0)
+    sink, settled = HangingSink(), []
+    delivery = Delivery(sink, Statistics(), confirm_timeout_seconds=60.0, request_timeout_seconds=60.0)
+    delivery.submit(batch_of(fresh_layout(), [{}]), settled.append)
+    assert sink.is_sending.wait(60)
+    try:
+        assert delivery.collect()
+    finally:
+        sink.end.set()
+    eventually(lambda: delivery.collect(0.01) and settled, "the confirmation")
+    assert settled[0].error is None
+    delivery.close()
 
 
 def test_a_failing_sink_loses_nothing(lane_settings: Settings) -> None:
