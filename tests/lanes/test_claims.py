@@ -239,7 +239,7 @@ def test_20_lock_files_are_not_followed(instance: Instance, tmp_path: Path) -> N
 def test_16_a_full_dev_shm(lane_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the pages of a lane cannot be had a claim says how much it needed, and leaves no segment, card or lock.
 
-    Defence: a claim that finds no room says so, and leaves nothing.
+    Defence: a claim that finds no room says how much it wanted.
     """
     reserve = os.posix_fallocate
 
