@@ -45,6 +45,9 @@ PREPARE_THRESHOLD = 2
 # trip would cost every query, and a connection that broke meanwhile only costs a retry.
 CHECK_IDLE_S = 1.0
 CHECK_TIMEOUT_S = 1.0
+# libpq reads no more at once than its buffer holds, which is 16 KB until a longer value came: an answer of 1,000 trades
+# takes 25 waits, and at each another thread takes the interpreter. So a new connection asks for one long value first.
+WIDE_VALUE = "SELECT lpad('', 262144, ' ')"
 # How often a wait for an answer wakes to see interrupts and its deadline.
 WAIT_INTERVAL_S = 0.1
 # How long one attempt waits for a connection before it asks again (and so lets the pool start new ones), and for how
@@ -178,6 +181,29 @@ async def check_async(connection: AsyncPooledConnection) -> None:
         connection.used_at = time.monotonic()
 
 
+def widen(connection: PooledConnection) -> None:
+    """The pool's first use of a new connection."""
+    connection.deadline = _check_deadline()
+    try:
+        connection.execute(WIDE_VALUE)
+    except psycopg.Error as error:
+        _raise_where_broken(connection, error)
+
+
+async def widen_async(connection: AsyncPooledConnection) -> None:
+    connection.deadline = _check_deadline()
+    try:
+        await connection.execute(WIDE_VALUE)
+    except psycopg.Error as error:
+        _raise_where_broken(connection, error)
+
+
+def _raise_where_broken(connection: PooledConnection | AsyncPooledConnection, error: psycopg.Error) -> None:
+    """A server that can't send so long a value gives an error, and a connection that serves all the same."""
+    if settle(connection, error):
+        raise error
+
+
 def _options(settings: Settings, health: Health, prepare_threshold: int | None) -> dict[str, Any]:
     conf = client_conf(settings)
     connection = {
@@ -205,13 +231,14 @@ def _options(settings: Settings, health: Health, prepare_threshold: int | None) 
 
 def make_pool(settings: Settings, health: Health, prepare_threshold: int | None) -> Any:
     return psycopg_pool.ConnectionPool(
-        connection_class=PooledConnection, check=check, **_options(settings, health, prepare_threshold)
+        connection_class=PooledConnection, configure=widen, check=check, **_options(settings, health, prepare_threshold)
     )
 
 
 def make_async_pool(settings: Settings, health: Health, prepare_threshold: int | None) -> Any:
     return psycopg_pool.AsyncConnectionPool(
         connection_class=AsyncPooledConnection,
+        configure=widen_async,
         check=check_async,
         **_options(settings, health, prepare_threshold),
     )

@@ -389,7 +389,7 @@ def test_one_run_at_a_time(retention: Retention, settings: Settings, tmp_path: A
 def test_the_disk_is_that_of_the_server_spoken_to(
     settings: Settings, fresh: None, tmp_path: Any, conf_host: str, is_read: bool
 ) -> None:
-    """A disk of this machine is reported where the host of QDB_CLIENT_CONF is this machine, whatever questdb_host says."""
+    """A disk of this machine is reported where QDB_CLIENT_CONF names this machine, whatever questdb_host says."""
     conf = f"http::addr={conf_host}:{settings.questdb_http_port};"
     other = "192.0.2.1" if is_read else "127.0.0.1"
     changes = {"questdb_host": other, "questdb_client_conf": conf, "runtime_dir": str(tmp_path)}
