@@ -35,6 +35,9 @@ class Decoder:
         `slots` holds `rows` slots; row i goes to place `at + i` of each of `outputs`: an array for a number, int32
         codes for a symbol, (offsets, data, valid) for a text.
         """
+        size, slot_bytes = memoryview(slots).nbytes, self._layout.slot_bytes
+        if rows < 0 or size != rows * slot_bytes:
+            raise ValueError(f"slots: got {size} bytes for {rows} rows of {slot_bytes} bytes")
         array = np.frombuffer(slots, self._layout.dtype, rows)
         wrong = array["seq"] != np.arange(first_seq, first_seq + rows, dtype=np.uint64)
         for field in self._layout.fields:
