@@ -448,6 +448,7 @@ typedef struct {
     /* The rest. */
     uint64_t *tail_word, *refused_words;
     uint64_t refused[REFUSED_WORDS]; /* those of lanes that this ring left, and of no lane */
+    unsigned counts_generation; /* whose `refused` and `last_refused` are */
     PyObject *descriptions; /* a tuple, one for each field */
     int field_count;
     PyObject *coerce;  /* coerce(index, value) -> a value of the exact type, or raises */
@@ -489,6 +490,7 @@ static int ring_init(Ring *self, PyObject *args, PyObject *kwargs)
     self->descriptions = fields;
     self->field_count = (int)count;
     self->slot_bytes = slot_bytes;
+    self->counts_generation = fork_generation;
     Py_INCREF(coerce);
     self->coerce = coerce;
     Py_INCREF(recover);
@@ -496,11 +498,26 @@ static int ring_init(Ring *self, PyObject *args, PyObject *kwargs)
     return 0;
 }
 
+/* A forked child has refused nothing yet: what its parent had counted until then is the parent's. */
+static void ring_own_counts(Ring *self)
+{
+    if (self->counts_generation == fork_generation)
+        return;
+    self->counts_generation = fork_generation;
+    self->last_refused = 0;
+    memset(self->refused, 0, sizeof(self->refused));
+}
+
+/* Whether the attached lane's words are this process's: those that a forked child inherited are its parent's, who goes on
+   counting in them. */
+static inline int ring_is_own(const Ring *self) { return self->slots && self->generation == fork_generation; }
+
 static void ring_release(Ring *self)
 {
     if (!self->slots)
         return;
-    for (int i = 0; i < REFUSED_WORDS; i++)
+    ring_own_counts(self);
+    for (int i = 0; i < REFUSED_WORDS && ring_is_own(self); i++)
         self->refused[i] += load_relaxed(&self->refused_words[i]);
     self->slots = NULL;
     PyBuffer_Release(&self->memory);
@@ -560,8 +577,9 @@ static PyObject *ring_detach(Ring *self, PyObject *Py_UNUSED(none))
 
 static void ring_refuse(Ring *self, enum refused reason, uint64_t rows)
 {
+    ring_own_counts(self);
     self->last_refused = (int)reason + 1;
-    if (self->slots && self->generation == fork_generation) {
+    if (ring_is_own(self)) {
         uint64_t *word = &self->refused_words[reason];
         __atomic_store_n(word, load_relaxed(word) + rows, __ATOMIC_RELAXED);
     }
@@ -571,7 +589,7 @@ static void ring_refuse(Ring *self, enum refused reason, uint64_t rows)
 
 static inline int ring_usable(const Ring *self)
 {
-    return self->slots && self->generation == fork_generation && load_relaxed(self->state_word) == 0;
+    return ring_is_own(self) && load_relaxed(self->state_word) == 0;
 }
 
 /* Asks Python for a lane that may be written. 1: go on; 0: refused (counted); -1: an exception is set. */
@@ -676,9 +694,10 @@ failed:
 
 static PyObject *ring_refused(Ring *self, PyObject *Py_UNUSED(none))
 {
+    ring_own_counts(self);
     PyObject *counts = PyTuple_New(REFUSED_WORDS);
     for (int i = 0; counts && i < REFUSED_WORDS; i++) {
-        uint64_t total = self->refused[i] + (self->slots ? load_relaxed(&self->refused_words[i]) : 0);
+        uint64_t total = self->refused[i] + (ring_is_own(self) ? load_relaxed(&self->refused_words[i]) : 0);
         PyObject *count = PyLong_FromUnsignedLongLong(total);
         if (!count || PyTuple_SetItem(counts, i, count) < 0) {
             Py_DECREF(counts);
@@ -690,7 +709,11 @@ static PyObject *ring_refused(Ring *self, PyObject *Py_UNUSED(none))
 
 static PyObject *ring_head(Ring *self, void *Py_UNUSED(closure)) { return PyLong_FromUnsignedLongLong(self->head); }
 
-static PyObject *ring_last_refused(Ring *self, void *Py_UNUSED(closure)) { return PyLong_FromLong(self->last_refused - 1); }
+static PyObject *ring_last_refused(Ring *self, void *Py_UNUSED(closure))
+{
+    ring_own_counts(self);
+    return PyLong_FromLong(self->last_refused - 1);
+}
 
 static PyObject *ring_attached(Ring *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->slots != NULL); }
 

@@ -75,8 +75,9 @@ class Ring:
         self.recover = recover
         self.attached = False
         self.head = 0
-        self.last_refused = -1  # the reason of the latest refusal
+        self._last_refused = -1
         self._left_refused = [0] * REFUSED_WORDS  # those of lanes that this ring left, and of no lane
+        self._counts_generation = _fork_generation  # whose both of these are
         # Held by an append from the slot's first byte to its publishing: threads of this process share the ring. Not
         # waited for: a signal handler that appends in the middle of an append would wait for itself.
         self._lock = threading.RLock()
@@ -129,27 +130,47 @@ class Ring:
     def _release(self) -> None:
         if not self.attached:
             return
-        self._left_refused = list(self.refused())
+        self._left_refused[:] = self.refused()
         self.attached = False
         for view in (self._words, self._board_words, self._memory, self._board):
             view.release()
 
+    def _own_counts(self) -> None:
+        """A forked child has refused nothing yet: what its parent had counted until then is the parent's."""
+        if self._counts_generation != _fork_generation:
+            self._counts_generation = _fork_generation
+            self._last_refused = -1
+            self._left_refused = [0] * REFUSED_WORDS
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether the attached lane's words are this process's: those that a forked child inherited are its parent's,
+        who goes on counting in them."""
+        return self.attached and self._generation == _fork_generation
+
+    @property
+    def last_refused(self) -> int:
+        """The reason of the latest refusal, or -1."""
+        self._own_counts()
+        return self._last_refused
+
     def refused(self) -> tuple[int, ...]:
         """How many records were refused, by reason."""
-        # The words of a lane that a forked child inherited are its parent's, who goes on counting in them.
-        if not self.attached or self._generation != _fork_generation:
+        self._own_counts()
+        if not self._is_own:
             return tuple(self._left_refused)
         return tuple(left + self._words[self._refused + i] for i, left in enumerate(self._left_refused))
 
     def refuse(self, reason: int, rows: int) -> None:
-        self.last_refused = int(reason)
-        if self.attached and self._generation == _fork_generation:
+        self._own_counts()
+        self._last_refused = int(reason)
+        if self._is_own:
             self._words[self._refused + reason] += rows
         else:
             self._left_refused[reason] += rows
 
     def _usable(self) -> bool:
-        return self.attached and self._generation == _fork_generation and self._words[self._state] == 0
+        return self._is_own and self._words[self._state] == 0
 
     def ready(self, rows: int) -> int:
         """How many of `rows` slots may be written now; what is refused for another reason than FULL is counted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ringlog.errors import RecordTypeError
 from ringlog.lanes.board import Board
-from ringlog.lanes.claims import CLAIM_TIMEOUT_SECONDS, BudgetExhausted, OwnedLane, claim, open_board
+from ringlog.lanes.claims import CLAIM_TIMEOUT_SECONDS, BudgetExhausted, Card, OwnedLane, claim, open_board
 from ringlog.lanes.instance import Instance
 from ringlog.layout import BOARD_REFUSE_OFFSET, TAIL_OFFSET, BoardReason, Refused
 from ringlog.records import (
@@ -57,7 +58,7 @@ class Appender:
         self._lane_bytes = lane_bytes
         self._lane: OwnedLane | None = None
         self._claim_not_before = 0.0
-        self._left: dict[int, int] = {}
+        self._left: list[tuple[Card, int]] = []  # lanes of before, and what each had accepted
         self._ring = new_ring(self.layout, Coercion(self.layout, self._defaults), self._recover)
         self.append = new_appender(self._ring, {}, self._defaults)
         self._names = tuple(field.name for field in self.layout.fields)
@@ -93,26 +94,35 @@ class Appender:
         return self.append(*(getattr(record, name) for name in self._names))
 
     @property
+    def _own_lane(self) -> OwnedLane | None:
+        """The present lane; None where it is still the one of the process that this one was forked from."""
+        return self._lane if self._lane is not None and self._lane.is_ours else None
+
+    @property
     def accepted(self) -> int:
-        """How many records the present lane has accepted."""
-        return self._ring.head
+        """How many records the present lane, or the last one after `close`, has accepted."""
+        return self._ring.head if self._lane is None or self._lane.is_ours else 0
 
     @property
     def lane(self) -> int | None:
-        """The lane that is written now; None before the first claim and after `close`."""
-        return self._lane.card.lane if self._lane is not None else None
+        """The lane that is written now; None before the first claim (of a forked child too) and after `close`."""
+        lane = self._own_lane
+        return lane.card.lane if lane is not None else None
 
     @property
     def room(self) -> int:
         """How many records the present lane would take now; 0 while there is none."""
-        if self._lane is None:
+        lane = self._own_lane
+        if lane is None:
             return 0
-        return max(self._lane.capacity - (self._ring.head - load(self._lane.memory, TAIL_OFFSET)), 0)
+        return max(lane.capacity - (self._ring.head - load(lane.memory, TAIL_OFFSET)), 0)
 
     def accepted_by_lane(self) -> dict[str, int]:
         """How many records each lane of this process has accepted, by the lane as 16 hexadecimal digits."""
-        counts = {**self._left, **({} if self._lane is None else {self._lane.card.lane: self._ring.head})}
-        return {f"{lane:016x}": count for lane, count in counts.items()}
+        counts = list(self._left)
+        if self._lane is not None:
+            counts.append((self._lane.card, self._ring.head))
+        return {f"{card.lane:016x}": count for card, count in counts if card.owner_pid == os.getpid()}
 
     def refused(self) -> dict[str, int]:
         """How many records were refused, by reason: full, board, budget, reentrant, closed."""
@@ -155,9 +165,8 @@ class Appender:
         if time.monotonic() < self._claim_not_before:
             return Refused.BUDGET
         if self._lane is not None:
-            # Retired, or our parent's: neither may be written, and only its owner may say how it is left.
-            if self._lane.is_ours:
-                self._left[self._lane.card.lane] = self._ring.head
+            # Retired, or our parent's: neither may be written, and only the writer or its owner says how it is left.
+            self._left.append((self._lane.card, self._ring.head))
             self._ring.detach()
             self._lane.forget()
             self._lane = None
@@ -176,8 +185,7 @@ class Appender:
         """Leaves the lane to the writer; later appends return False, counted as closed."""
         self._ring.detach()
         if self._lane is not None:
-            if self._lane.is_ours:
-                self._left[self._lane.card.lane] = self._ring.head
+            self._left.append((self._lane.card, self._ring.head))
             self._lane.close()
             self._lane = None
 

@@ -162,6 +162,32 @@ signal.pause()
         assert drained.corrupt == []
 
 
+def test_12_what_a_forked_child_has_accepted(lane_settings: Settings) -> None:
+    """An appender's figures are those of its own process: a forked child has no lane until it appends, and no part in
+    what its parent accepted."""
+    script = f"""
+{APPEND_100}
+pid = os.fork()
+if pid == 0:
+    say(appender.lane, appender.accepted, appender.room, appender.accepted_by_lane())
+    assert appender.append(0, text_of(0))
+    say(appender.accepted, list(appender.accepted_by_lane().values()))
+    appender.close()
+    say(appender.lane, appender.accepted, list(appender.accepted_by_lane().values()))
+    os._exit(0)
+os.waitpid(pid, 0)
+say(appender.accepted, list(appender.accepted_by_lane().values()))
+appender.close()
+if os.fork() == 0:
+    say(appender.accepted_by_lane())
+    os._exit(0)
+os.wait()
+"""
+    with child(lane_settings, FORKING + script) as producer:
+        said = [producer.line() for _ in range(5)]
+    assert said == ["None 0 0 {}", "1 [1]", "None 1 [1]", "100 [100]", "{}"]
+
+
 def test_fork_in_the_middle_of_a_claim(lane_settings: Settings) -> None:
     """A child forked while another thread was claiming, or inside an append, waits for no lock of that thread."""
     script = (
