@@ -19,6 +19,7 @@ from ringlog.producer import Appender, Producer
 from ringlog.records import LatencySample, Trade
 from ringlog.settings import Settings
 
+RECORDS = (Trade, LatencySample)
 BASE_FEE_LAMPORTS = 5_000  # of one signature: solana.com/docs/core/fees
 
 
@@ -42,7 +43,7 @@ def run(orders: Orders, is_started: Any, is_stopped: Any) -> None:
     """The process's main: waits for `is_started`, trades until done or `is_stopped`, writes its result to files."""
     end_with_parent()
     watch = TimedAppends(Durations(orders.result_dir, orders.index, create=True))
-    producer = Producer([Trade, LatencySample], settings=Settings(runtime_dir=orders.runtime_dir)).open()
+    producer = Producer(RECORDS, settings=Settings(runtime_dir=orders.runtime_dir)).open()
     try:
         trades, latencies = producer.appender(Trade), producer.appender(LatencySample)
         is_started.wait()
@@ -51,7 +52,7 @@ def run(orders: Orders, is_started: Any, is_stopped: Any) -> None:
             _trade_recording(orders, watch, trades, latencies, pace, is_stopped)
         else:
             _trade_generated(orders, watch, trades, latencies, pace)
-        result = Result(**counts_of(producer, [Trade, LatencySample]))
+        result = Result(**counts_of(producer, RECORDS))
     finally:
         producer.close()
     (Path(orders.result_dir) / f"samples-{orders.index}.json").write_text(json.dumps(watch.samples))

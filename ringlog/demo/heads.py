@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Container
 
 from ringlog.errors import RinglogError
 from ringlog.lanes.claims import cards
@@ -11,10 +12,11 @@ from ringlog.lanes.readers import LaneReader
 
 
 class Heads:
-    """The lanes of an instance as a spectator sees them; those that have gone meanwhile still count."""
+    """The lanes of an instance as a spectator sees them, but for those in `others`; ones that have gone still count."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Instance, others: Container[int] = ()) -> None:
         self._instance = instance
+        self._others = others
         self._readers: dict[int, LaneReader] = {}
         self.lane_bytes = 0
 
@@ -27,7 +29,7 @@ class Heads:
         """Records accepted and refused so far, by table."""
         present = cards(self._instance)
         for card in present:
-            if card.lane not in self._readers:
+            if card.lane not in self._readers and card.lane not in self._others:
                 with contextlib.suppress(RinglogError, FileNotFoundError):
                     self._readers[card.lane] = LaneReader.attach(card)
         self.lane_bytes = max(self.lane_bytes, sum(card.size_bytes for card in present))
@@ -36,6 +38,10 @@ class Heads:
             accepted, refused = found.get(reader.card.table, (0, 0))
             found[reader.card.table] = accepted + reader.head, refused + sum(reader.refused)
         return found
+
+    def __contains__(self, lane: int) -> bool:
+        """Whether the records of this lane were counted in the latest look."""
+        return lane in self._readers
 
     def close(self) -> None:
         for reader in self._readers.values():

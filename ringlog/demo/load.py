@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from ringlog.demo import results as result_files
-from ringlog.demo.executor import Orders, run
+from ringlog.demo.executor import RECORDS, Orders, run
 from ringlog.demo.feed import Survey
 from ringlog.demo.options import Options
 from ringlog.demo.probe import Probe
@@ -17,7 +17,10 @@ from ringlog.demo.verification import verify
 from ringlog.demo.view import View
 from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance
+from ringlog.records import layout_of
 from ringlog.settings import Settings
+
+TABLES = [layout_of(record).table for record in RECORDS]
 
 
 def run_load(
@@ -26,7 +29,7 @@ def run_load(
     """Runs the executors to their end, and waits until all they appended is stored. Raises RinglogError."""
     results = directory / "results"
     results.mkdir(mode=0o700)
-    watched = Watched(Probe(settings), instance, results, options.producers, view)
+    watched = Watched(Probe(settings, TABLES), instance, results, options.producers, view, {})
     with Processes() as processes:
         executors = [
             processes.start(
@@ -36,6 +39,7 @@ def run_load(
             for i in range(options.producers)
         ]  # fmt: skip
         processes.wait_until(lambda: len(cards(instance)) >= 2 * options.producers, "lanes")
+        view.begin("load" if found is None else "trading")
         with watched.probing() as began:
             processes.is_started.set()
             watched.attach()
@@ -45,12 +49,7 @@ def run_load(
                     accepted / (found.trades + found.timed) if found else (time.monotonic() - began) / options.seconds
                 )
 
-            while alive := [process for process in executors if process.is_alive()]:
-                processes.check()
-                watched.show(done)
-                alive[0].join(0.1)
-            processes.check()
-            watched.shown()
+            watched.follow(processes, executors, done)
             outcome = result_files.read(results, "executor-*", Result)
             lanes = merged(outcome, {})
             verdict = verify(settings, lanes, STORE_TIMEOUT_SECONDS)

@@ -34,6 +34,32 @@ PERCENTILES = (50, 95, 99)
 NODE_TIMEOUT_S = 0.5
 
 
+class Throughput:
+    """Records accepted and refused by table since the latest look, read from the lanes.
+
+    What lanes held before the first look is of an earlier stage, whose lanes the writer may not have removed yet.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self._heads = Heads(instance)
+        self._seen = self._heads.by_table()
+        self._seen_s = time.monotonic()
+
+    def look(self) -> tuple[float, dict[str, tuple[int, int]]]:
+        """Seconds since the latest look, and table to records accepted and refused in them."""
+        now_s, by_table = time.monotonic(), self._heads.by_table()
+        found = {}
+        for table, (accepted, refused) in by_table.items():
+            accepted_before, refused_before = self._seen.get(table, (0, 0))
+            found[table] = max(0, accepted - accepted_before), max(0, refused - refused_before)
+        seconds = now_s - self._seen_s
+        self._seen, self._seen_s = by_table, now_s
+        return seconds, found
+
+    def close(self) -> None:
+        self._heads.close()
+
+
 class Monitor:
     """One look at everything is a `round`."""
 
@@ -42,9 +68,7 @@ class Monitor:
         self._metric = producer.appender(PerformanceMetric).append
         self._latency = producer.appender(LatencySample).append
         self._queries, self._cache, self._nodes = queries, cache, Nodes(database)
-        self._heads = Heads(Instance(plan.settings()))
-        self._seen: dict[str, tuple[int, int]] = {}
-        self._seen_s = time.monotonic()
+        self._lanes = Throughput(Instance(plan.settings()))
 
     def round(self) -> None:
         """Probes the servers, then appends what is known. A server that is away costs its figures, not the round."""
@@ -62,7 +86,7 @@ class Monitor:
             self._percentiles()
 
     def close(self) -> None:
-        self._heads.close()
+        self._lanes.close()
 
     def _timed(self, service: str, operation: str, call: Callable[[], Any]) -> float:
         began_ns = time.perf_counter_ns()
@@ -87,14 +111,10 @@ class Monitor:
 
     def _throughput(self) -> None:
         """Records/s and the share of refused appends, table by table, since the last round."""
-        now_s = time.monotonic()
-        by_table = self._heads.by_table()
+        seconds, by_table = self._lanes.look()
         for table, (accepted, refused) in by_table.items():
-            accepted_before, refused_before = self._seen.get(table, (0, 0))
-            more, less = max(0, accepted - accepted_before), max(0, refused - refused_before)
-            self._metric("throughput", f"append.{table}", more / (now_s - self._seen_s))
-            self._metric("error_rate", f"append.{table}", less / max(1, more + less))
-        self._seen, self._seen_s = by_table, now_s
+            self._metric("throughput", f"append.{table}", accepted / seconds)
+            self._metric("error_rate", f"append.{table}", refused / max(1, accepted + refused))
 
     def _percentiles(self) -> None:
         """p50, p95 and p99 of every operation that any process measured."""

@@ -25,8 +25,10 @@ from ringlog.demo.view import View
 from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance
 from ringlog.postgres import Pool, migrations
+from ringlog.records import PLATFORM_RECORDS, layout_of
 from ringlog.settings import Settings
 
+TABLES = [layout_of(record).table for record in PLATFORM_RECORDS]
 LANES_OF_AN_EXECUTOR = len(paper.RECORDS)
 PROBE_SECONDS = 0.1  # the session is no benchmark: its parts are to have the machine
 EXECUTORS_MAX = 16
@@ -44,7 +46,7 @@ def run_paper_session(
     results.mkdir(mode=0o700)
     plan = _plan(options, found, settings, results)
     _configure(plan, settings, options.producers)
-    watched = Watched(Probe(settings, PROBE_SECONDS), instance, results, options.producers, view)
+    watched = Watched(Probe(settings, TABLES, PROBE_SECONDS), instance, results, options.producers, view, before)
     with Processes() as processes:
         started, stopped = processes.is_started, processes.is_stopped
         lines = processes.context.RawArray("q", options.producers + 1)
@@ -63,15 +65,11 @@ def run_paper_session(
             ),
             "lanes",
         )
+        view.begin("trading")
         with watched.probing() as began:
             started.set()
             watched.attach()
-            while alive := [process for process in trading if process.is_alive()]:
-                processes.check()
-                watched.show(lambda _accepted: lines[1] / found.messages)
-                alive[0].join(0.1)
-            processes.check()
-            watched.shown()
+            watched.follow(processes, trading, lambda _accepted: lines[1] / found.messages)
             executors = result_files.read(results, "executor-*", ExecutorResult)
             trades = sum(trader.trades for executor in executors for trader in executor.traders)
             expected.value = trades

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -15,19 +15,20 @@ from ringlog.settings import Settings
 
 INTERVAL_SECONDS = 0.02
 TIMEOUT_SECONDS = 60.0
-TABLES = ("trades", "latencies")
 
 
 class Probe:
-    """A thread that notes, for each lane, up to which seq a query sees its rows, and when that query ended."""
+    """A thread that notes, for each lane of `tables`, up to which seq a query sees its rows, and when that ended."""
 
-    def __init__(self, settings: Settings, interval_seconds: float = INTERVAL_SECONDS) -> None:
+    def __init__(self, settings: Settings, tables: Sequence[str], interval_seconds: float = INTERVAL_SECONDS) -> None:
         self._settings = settings
+        self._tables = tables
         self._interval_seconds = interval_seconds
         self._stop = threading.Event()
+        self._answered = threading.Event()
         self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
         self._seen: dict[tuple[str, int], list[tuple[int, int]]] = {}
-        self.stored = dict.fromkeys(TABLES, 0)
+        self._counts: dict[str, dict[int, int]] = {table: {} for table in tables}
 
     @property
     def is_running(self) -> bool:
@@ -39,6 +40,15 @@ class Probe:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Until the next answer of the last table, at most so long; whether it came."""
+        self._answered.clear()
+        return self._answered.wait(timeout_seconds)
+
+    def stored(self) -> dict[int, int]:
+        """How many rows of each lane the latest queries saw."""
+        return {lane: rows for counts in self._counts.values() for lane, rows in counts.items()}
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -52,17 +62,18 @@ class Probe:
     def _poll(self, connection: Connection) -> None:
         while not self._stop.is_set():
             began = time.monotonic()
-            for table in TABLES:
+            for table in self._tables:
                 rows = connection.execute(
-                    f"SELECT lane, max(seq), count() FROM {table}",  # noqa: S608 (constants of this module)
+                    f"SELECT lane, max(seq), count() FROM {table}",  # noqa: S608 (a record type's own)
                     timeout_s=TIMEOUT_SECONDS,
                 )
                 now_ns = time.monotonic_ns()
-                self.stored[table] = sum(row[2] for row in rows)
+                self._counts[table] = {lane: count for lane, _, count in rows}
                 for lane, seq, _ in rows:
                     seen = self._seen.setdefault((table, lane), [])
                     if not seen or seen[-1][0] < seq:
                         seen.append((seq, now_ns))
+            self._answered.set()
             # A query over many rows takes its time: never more than a sixth of a core goes into asking.
             self._stop.wait(max(self._interval_seconds, 5 * (time.monotonic() - began)))
 

@@ -90,6 +90,7 @@ def _stages(
         speed = GENERATED_SPEED if options.rate else 0.0
         options = msgspec.structs.replace(options, recording=path, rate=0.0, speed=speed)
     view.note(f"paper trading {found.symbols[0]}: {found.trades:,} trades of {found.seconds:.0f} s ...")
+    view.begin("preparing")
     published = msgspec.structs.replace(settings, redis_sink=True)
     with running_writer(published, log):
         before = stages[-1].lanes if stages else {}
@@ -105,7 +106,7 @@ def _generated(options: Options) -> str:
 def _analyse(options: Options, settings: Settings, session: SessionReport, view: View) -> None:
     """Writes the session's report; without matplotlib there is none, and the demo says so."""
     directory = options.report or (options.keep / "report" if options.keep else default_data_dir() / "demo-report")
-    view.note("correlating ...")
+    view.begin("correlating")
     try:
         from ringlog.demo.page import write_report
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ringlog.demo.appends import Durations
 from ringlog.demo.heads import Heads
 from ringlog.demo.probe import Probe
+from ringlog.demo.processes import Processes
 from ringlog.demo.report import Percentiles, WriteTimes
 from ringlog.demo.results import Result
 from ringlog.demo.verification import Verdict
@@ -23,6 +24,8 @@ from ringlog.lanes.claims import open_board
 from ringlog.lanes.instance import Instance
 
 STORE_TIMEOUT_SECONDS = 60.0
+SHOW_SECONDS = 0.1
+SILENCE_SECONDS = 2.0  # a server that answers nothing for so long does not stop the view
 Lanes = Mapping[str, Mapping[str, int]]
 
 
@@ -44,12 +47,18 @@ class Stage(msgspec.Struct, kw_only=True):
 
 
 class Watched:
-    """What the session sees of a stage while it runs, all of it without the executors noticing."""
+    """What the session sees of a stage while it runs, all of it without the executors noticing.
 
-    def __init__(self, probe: Probe, instance: Instance, results: Path, executors: int, view: View) -> None:
+    `before` are the lanes of earlier stages: their records are no part of this one's.
+    """
+
+    def __init__(
+        self, probe: Probe, instance: Instance, results: Path, executors: int, view: View, before: Lanes
+    ) -> None:
         self.instance = instance
         self.results = results
-        self.probe, self.heads = probe, Heads(instance)
+        self.probe = probe
+        self.heads = Heads(instance, frozenset(int(lane, 16) for of_table in before.values() for lane in of_table))
         self._view = view
         self._executors = executors
         self._durations: list[Durations] = []
@@ -58,23 +67,40 @@ class Watched:
         """Once every executor has made its file."""
         self._durations = [Durations(str(self.results), i, create=False) for i in range(self._executors)]
 
-    def show(self, done: Callable[[int], float], more: Mapping[str, Any] | None = None) -> None:
-        """Draws the live view: `done` of the records accepted so far is between 0 and 1."""
+    def follow(self, processes: Processes, trading: Sequence[Any], done: Callable[[int], float]) -> None:
+        """Draws the live view until all of `trading` have ended. Raises RinglogError where any process fails.
+
+        A row is of the moment at which QuestDB has answered: older answers would make a lag of their age. `done` of the
+        records accepted so far is between 0 and 1.
+        """
+        shown = 0.0
+        while alive := [process for process in trading if process.is_alive()]:
+            processes.check()
+            if self.probe.wait(SHOW_SECONDS) or time.monotonic() - shown > SILENCE_SECONDS:
+                shown = time.monotonic()
+                figures = self.figures()
+                self._view.update(min(done(figures["appended"]), 1.0), figures)
+                alive[0].join(SHOW_SECONDS)
+        processes.check()
+        self._view.begin("checking")
+
+    def figures(self) -> dict[str, int]:
+        """The live view's row: this stage's records in all its tables, and the latest 1,000 appends of each executor.
+
+        `stored` is what QuestDB's latest answers counted, `lag` what was appended and is not among it.
+        """
+        rows = self.probe.stored()  # before the heads: none is stored that they do not know
         accepted, refused = self.heads.read()
-        stored = sum(self.probe.stored.values())
+        stored = sum(count for lane, count in rows.items() if lane in self.heads)
         latest = np.concatenate([each.latest(1_000) for each in self._durations])
-        figures: dict[str, Any] = {
+        return {
             "appended": accepted,
             "stored": stored,
-            "lag": max(0, accepted - stored),
+            "lag": accepted - stored,
             "refused": refused,
             "append p50 ns": int(rank(latest, 50)),
             "append p99 ns": int(rank(latest, 99)),
         }
-        self._view.update(min(done(accepted), 1.0), {**figures, **(more or {})})
-
-    def shown(self) -> None:
-        self._view.update(1.0, {})
 
     def measured(self, results: list[Result], lanes: Lanes, verdict: Verdict, seconds: float) -> Stage:
         """The stage's figures, after its last record is stored and while its writer still runs."""

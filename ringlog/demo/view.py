@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ringlog.demo.report import Report
@@ -19,15 +19,15 @@ class View:
         self.console = Console(stderr=quiet)
         self._quiet = quiet
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
-            console=self.console,
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(), console=self.console,
         )  # fmt: skip
-        self._task = self._progress.add_task("trading", total=1.0)
+        self._task = self._progress.add_task("starting", total=None)
         self._live: Live | None = None
 
     def __enter__(self) -> View:
         if not self._quiet:
-            self._live = Live(self._drawn({}), console=self.console, refresh_per_second=5)
+            self._live = Live(self._drawn({}), console=self.console, refresh_per_second=5, transient=True)
             self._live.start()
         return self
 
@@ -36,12 +36,19 @@ class View:
             self._live.stop()
 
     def note(self, text: str) -> None:
-        """One line that stays."""
-        self.console.print(text, highlight=False, markup=False)
+        """Lines that stay, as they are: a terminal may wrap them, but they can be copied."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def begin(self, what: str) -> None:
+        """The next part of the work, without figures and of unknown length until its first `update`."""
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(what, total=None)
+        if self._live is not None:
+            self._live.update(self._drawn({}))
 
     def update(self, done: float, figures: dict[str, Any]) -> None:
         """`done` from 0 to 1, and the figures by name."""
-        self._progress.update(self._task, completed=done)
+        self._progress.update(self._task, total=1.0, completed=done)
         if self._live is not None:
             self._live.update(self._drawn(figures))
 
