@@ -16,6 +16,7 @@ import psutil
 import psycopg
 import pytest
 from demo_segments import segments_of
+from test_recorded_records import read
 
 from ringlog.servers import PostgresServer, QuestDBServer
 
@@ -122,6 +123,20 @@ def test_every_recorded_trade_is_one_trade_with_its_own_values(session: Session,
     notional = sum(row["quote_amount"] for row in stored.values())
     assert quantity == pytest.approx(float(sum(each.quantity for each in recorded.values())), rel=1e-12)
     assert notional == pytest.approx(float(sum(each.quantity * each.price for each in recorded.values())), rel=1e-12)
+
+
+def test_every_event_time_is_one_latency(session: Session) -> None:
+    """Each message with an event time is one LatencySample of the market's: receive minus event time, less the smallest
+    such difference of the file, at its receive time; in count, sum and each value those of an independent reading."""
+    latencies = read(SPOT).latencies
+    offset_us = min(latency for _, _, latency in latencies)
+    stored = [row for row in session.rows["latencies"] if row["service"] == "exchange-feed"]
+    assert len(stored) == len(latencies) > TRADES
+    assert min(row["latency_us"] for row in stored) == 0
+    assert sum(row["latency_us"] for row in stored) == sum(latency - offset_us for _, _, latency in latencies)
+    assert Counter((row["operation"], row["time_us"], row["latency_us"]) for row in stored) == Counter(
+        (stream, receive_us, latency - offset_us) for stream, receive_us, latency in latencies
+    )
 
 
 def test_positions_and_profits_equal_an_independent_calculation(

@@ -115,8 +115,8 @@ print(json.dumps({"psycopg": len(rows), "pandas": len(frame), "columns": columns
 
 
 def read_back(printed: str) -> dict[str, int]:
-    """What the lines at the end of the demo's output give, in a shell in which `ringlog` and `python` are this one's."""
-    start, psycopg, pandas = re.split(r"^In Python, with psycopg:$|^And with pandas:$", printed, flags=re.MULTILINE)
+    """What the lines at the end of the demo's output give, in a shell whose `ringlog` and `python` are this one's."""
+    start, psycopg, pandas = re.split(r"^(?:In Python, with psycopg|And with pandas):$", printed, flags=re.MULTILINE)
     (up,) = re.findall(r"^  \$ (.+)$", start, re.MULTILINE)
     (down,) = re.findall(r"\(`(.+)` stops it\)", start)
     script = f"trap {shlex.quote(down + ' >&2')} EXIT\n{up}\npython - {shlex.quote(json.dumps([psycopg, pandas]))}"
