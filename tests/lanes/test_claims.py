@@ -23,7 +23,7 @@ from ringlog.lanes.locks import LockFile, is_locked
 from ringlog.lanes.readers import LaneReader
 from ringlog.lanes.segments import attach_segment, create_segment, unlink_segment
 from ringlog.layout import HEADER, HEADER_FIELDS, MAGIC, segment_bytes
-from ringlog.records import Trade, layout_of
+from ringlog.records import PLATFORM_RECORDS, LatencySample, Record, Trade, layout_of
 from ringlog.settings import Settings
 
 LAYOUT = layout_of(Sample)
@@ -107,6 +107,27 @@ def test_the_budget_is_kept(instance: Instance) -> None:
     assert len(lanes) > 10
     assert sum(sizes) > 0.9 * instance.settings.lane_bytes_max
     for lane in lanes:
+        lane.close()
+
+
+@pytest.mark.parametrize(
+    ("records", "slots"),
+    [
+        pytest.param((Trade,), [16_384] * 4, id="trades"),
+        pytest.param((Trade, LatencySample), [16_384] * 4, id="trades and latencies"),
+        pytest.param(PLATFORM_RECORDS, [16_384, 16_384, 8_192, 4_096], id="all record types"),
+    ],
+)
+def test_what_the_lanes_of_four_producers_hold(
+    instance_dir: Path, records: tuple[type[Record], ...], slots: list[int]
+) -> None:
+    """With the default budget each of four producers of trades has 16,384 slots for them, six seconds of 10,000 a second
+    in all; four that claim lanes of all record types share it, and the last has less."""
+    instance = Instance(Settings(runtime_dir=str(instance_dir))).open()
+    lanes = [[claim(instance, layout_of(record)) for record in records] for _ in range(4)]
+    assert [of_one[0].capacity for of_one in lanes] == slots
+    assert (min(slots) > 6 * 10_000 / 4) == (len(records) < 3)
+    for lane in (lane for of_one in lanes for lane in of_one):
         lane.close()
 
 
