@@ -13,7 +13,7 @@ import pytest
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import LaneDirectory, remove_instance
 from ringlog.layout import BoardReason, Refused
-from ringlog.records import PLATFORM_RECORDS, layout_of
+from ringlog.records import PLATFORM_RECORDS, defaults_of, layout_of
 from ringlog.settings import Settings
 from ringlog.writer.watches import REASONS
 
@@ -51,6 +51,18 @@ def test_the_records_page_lists_every_field_of_the_built_in_types() -> None:
         layout = layout_of(record)
         fields = ", ".join(field.name for field in layout.fields[:-1])
         assert f"| `{record.__name__}` | `{layout.table}` | {fields} |" in page
+
+
+def test_the_records_page_says_what_may_be_left_out() -> None:
+    """The page names the fields that may be left out, all of them and no others; each of them may be None."""
+    page = " ".join((ROOT / "docs/records.md").read_text().split())
+    optional = {}
+    for record in PLATFORM_RECORDS:
+        names = [field.name for field in layout_of(record).fields if field.nullable]
+        assert names == list(defaults_of(record))
+        optional[record.__name__] = ", ".join(names)
+    said = "; ".join(f"of `{name}` {names}" for name, names in optional.items() if names)
+    assert f"May be left out, and are NULL then: {said}. Every other field is wanted." in page
 
 
 def test_the_readme_lists_every_refusal() -> None:
