@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import shlex
 import sys
 from pathlib import Path
 
 import click
+
+from ringlog.cli.number import Number
 
 READING = """
 To read the data back, start its server again (`ringlog down --runtime-dir {run}` stops it):
@@ -25,25 +26,6 @@ pandas.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.de
 """
 
 
-def _rate(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
-    if text is None or text == "max":
-        return None if text is None else 0.0
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0 < rate < float("inf"):
-        raise click.BadParameter(f"got {text!r}, wanted records/s above 0, or max")
-    return rate
-
-
-def _finite(_context: click.Context, _parameter: click.Parameter, number: float) -> float:
-    """A range lets nan through, of which every comparison is false: a demo of nan seconds ends before it begins."""
-    if not math.isfinite(number):
-        raise click.BadParameter(f"got {number}, wanted a finite number")
-    return number
-
-
 def _reading(keep: Path | None) -> str:
     # A runtime directory of its own: in the user's another server may run, and `up` leaves what runs as it is.
     directory = shlex.quote(str(keep.absolute())) if keep else "DIR"
@@ -55,19 +37,12 @@ def _reading(keep: Path | None) -> str:
 @click.command("demo")
 @click.option("--input", "recording", type=click.Path(path_type=Path), help="A recorded exchange feed to trade.")
 @click.option("--producers", type=click.IntRange(1, 64), default=4, show_default=True, help="Executor processes.")
-@click.option("--rate", callback=_rate, help="Records/s of all executors together, or max.  [default: 10000]")
 @click.option(
-    "--seconds", type=click.FloatRange(0.1, 3600), default=10.0, show_default=True, callback=_finite,
-    help="Of a generated market.",
+    "--rate", type=Number(0, min_open=True, or_max=True), help="Records/s of all executors together, or max.",
+    show_default="10000; of a recording --speed",
 )  # fmt: skip
-@click.option(
-    "--speed",
-    type=click.FloatRange(0.01),
-    default=30.0,
-    show_default=True,
-    callback=_finite,
-    help="Of the recording.",
-)
+@click.option("--seconds", type=Number(0.1, 3600), default=10.0, show_default=True, help="Of a generated market.")
+@click.option("--speed", type=Number(0.01), default=30.0, show_default=True, help="Of the recording.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the generated market.")
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep the data in this directory.")
 @click.option(

@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
+from ringlog.cli.number import Number
 from ringlog.errors import QueryError
+from ringlog.questdb.filters import DURATION_US_MAX, LIMIT_MAX
 from ringlog.questdb.queries import Queries
 from ringlog.questdb.results import Result
 from ringlog.settings import Settings
@@ -31,7 +33,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Short for --
 output_option = click.option(
     "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file instead of stdout."
 )
-timeout_option = click.option("--timeout-ms", type=float, help="RINGLOG_QUERY_TIMEOUT_MS for this call.")
+timeout_option = click.option("--timeout-ms", type=Number(1, 3_600_000), help="RINGLOG_QUERY_TIMEOUT_MS for this call.")
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -43,9 +45,12 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         if isinstance(value, float):
             return value
         found = _DURATION.fullmatch(value)
-        if not found:
-            self.fail(f"got {value!r}, wanted a number and s, m, h or d, such as 24h", parameter, context)
-        return float(found[1]) * _SECONDS[found[2]]
+        seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+        if not 1 <= seconds * 1_000_000 <= DURATION_US_MAX:
+            self.fail(
+                f"got {value!r}, wanted above 0 and at most 3660 days, such as 90s, 15m, 24h or 7d", parameter, context
+            )
+        return seconds
 
 
 @click.command()
@@ -68,7 +73,7 @@ def query(sql: str, as_format: str, as_json: bool, output: Path | None, timeout_
 @click.option("--mev-status", help="protected, at_risk or impacted.")
 @click.option("--start", type=click.DateTime(), help="From this time on (UTC).")
 @click.option("--end", type=click.DateTime(), help="Before this time (UTC).")
-@click.option("--limit", type=int, default=20, show_default=True, help="Rows at most.")
+@click.option("--limit", type=click.IntRange(1, LIMIT_MAX), default=20, show_default=True, help="Rows at most.")
 @click.option("--order", type=click.Choice(["newest", "oldest"]), default="newest", show_default=True)
 @format_option
 @json_option
@@ -90,7 +95,13 @@ def trades(as_format: str, as_json: bool, output: Path | None, timeout_ms: float
 @click.argument("operation", required=False)
 @click.option("--duration", type=Duration(), default="24h", show_default=True, help="How far back, such as 15m or 7d.")
 @click.option(
-    "--percentile", "-p", "asked", type=float, multiple=True, help="May be given several times [default: 50 95 99]."
+    "--percentile",
+    "-p",
+    "asked",
+    type=Number(0, 100, min_open=True),
+    multiple=True,
+    show_default="50 95 99",
+    help="May be given several times.",
 )
 @format_option
 @json_option

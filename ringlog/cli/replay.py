@@ -12,24 +12,13 @@ import msgspec
 
 from ringlog.cli import FAILED, INTERRUPTED
 from ringlog.cli.migrate import record_named
+from ringlog.cli.number import UNLIMITED, Number
 from ringlog.errors import ConfigurationError
 from ringlog.records import PLATFORM_RECORDS, Record
 from ringlog.settings import Settings
 
 if TYPE_CHECKING:
     from ringlog.replay.replay import Outcome
-
-
-def _speed(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
-    if text == "max":
-        return 0.0
-    try:
-        speed = float(text)
-    except ValueError:
-        speed = -1.0
-    if not 0 <= speed < float("inf"):
-        raise click.BadParameter(f"got {text!r}, wanted a number above 0, or max")
-    return speed
 
 
 def _mapping(_context: click.Context, _parameter: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
@@ -52,7 +41,13 @@ def _mapping(_context: click.Context, _parameter: click.Parameter, pairs: tuple[
 @click.option(
     "--format", "file_format", type=click.Choice(["csv", "ndjson", "parquet"]), help="Where the name does not say it."
 )
-@click.option("--speed", default="max", show_default=True, callback=_speed, help="1 is as recorded.")
+@click.option(
+    "--speed",
+    type=Number(0, min_open=True, or_max=True),
+    default=UNLIMITED,
+    show_default=True,
+    help="1 is as recorded.",
+)
 @click.option("--resume", is_flag=True, help="Go on behind what an earlier replay of the file stored.")
 @click.option("--again", is_flag=True, help="Store it once more, whatever was stored before.")
 @click.option("--rejects", type=click.Path(path_type=Path, dir_okay=False), help="[default: FILE.rejects.ndjson]")

@@ -13,7 +13,9 @@ from ringlog.questdb.retention import Report, Retention
 from ringlog.questdb.retention_window import run_if_due
 from ringlog.settings import Settings
 
-days_option = click.option("--days", "retention_days", type=int, help="RINGLOG_RETENTION_DAYS for this call.")
+days_option = click.option(
+    "--days", "retention_days", type=click.IntRange(1), help="RINGLOG_RETENTION_DAYS for this call."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from ringlog.cli.number import Number
 from ringlog.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("top")
 @click.option("--runtime-dir", help="The instance's runtime directory (RINGLOG_RUNTIME_DIR).")
-@click.option("--interval", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Seconds.")
+@click.option("--interval", type=Number(0.1, 60), default=1.0, show_default=True, help="Seconds.")
 @click.option("--once", is_flag=True, help="Show it once, with the rates of one interval, and end.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def top(runtime_dir: str | None, interval: float, once: bool, as_json: bool) -> None:

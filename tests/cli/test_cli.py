@@ -69,14 +69,52 @@ def test_wrong_usage_exits_2() -> None:
         assert done.stdout == ""
 
 
-@pytest.mark.parametrize("option", ["--seconds", "--speed", "--rate"])
-@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
-def test_a_demo_of_no_number_is_wrong_usage(tmp_path: Path, option: str, number: str) -> None:
-    """A float option of the demo that is not finite is refused by name, before any server starts."""
+NUMBERS = {
+    "demo --seconds": "a number 0.1 to 3,600",
+    "demo --speed": "a number from 0.01 on",
+    "demo --rate": "a number above 0, or max",
+    "top --once --interval": "a number 0.1 to 60",
+    "replay /dev/null --record Trade --speed": "a number above 0, or max",
+    "query select --timeout-ms": "a number 1 to 3,600,000",
+    "trades --timeout-ms": "a number 1 to 3,600,000",
+    "percentiles --timeout-ms": "a number 1 to 3,600,000",
+    "percentiles --percentile": "a number above 0, at most 100",
+    "percentiles -p": "a number above 0, at most 100",
+    "percentiles --duration": "above 0 and at most 3660 days, such as 90s, 15m, 24h or 7d",
+}
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "-1", "0", "-0.0", "1e999", "soon", ""])
+@pytest.mark.parametrize("call", NUMBERS)
+def test_a_number_that_is_none_is_wrong_usage(tmp_path: Path, call: str, number: str) -> None:
+    """Each float option refuses what is not finite, zero, negative or no number at all, before anything starts: exit
+    status 2, naming the option, what it got and what it wanted."""
     (tmp_path / "questdb").mkdir()  # with which the demo would end at once, in another way
-    done = CliRunner().invoke(ringlog, ["demo", option, number, "--keep", str(tmp_path)])
+    rest = ["--keep", str(tmp_path)] if call.startswith("demo") else []
+    done = CliRunner().invoke(ringlog, [*call.split(), number, *rest], env={"RINGLOG_RUNTIME_DIR": str(tmp_path)})
+    assert done.exit_code == 2, done.output
+    said = " ".join(done.output.split())
+    assert f"'{call.rsplit(maxsplit=1)[-1]}'" in said
+    assert f"got {number!r}, wanted {NUMBERS[call]}" in said
+
+
+@pytest.mark.parametrize(
+    ("call", "number"), [("percentiles --duration", f"{9:09d}" * 100 + "d"), ("trades --limit", "0")]
+)
+def test_a_count_out_of_range_is_wrong_usage(call: str, number: str) -> None:
+    """A duration beyond every number, or a limit of no rows, is refused like them."""
+    done = CliRunner().invoke(ringlog, [*call.split(), number])
     assert done.exit_code == 2
-    assert f"Invalid value for '{option}'" in done.output
+    assert f"'{call.rsplit(maxsplit=1)[-1]}'" in done.output
+
+
+def test_numbers_in_range_are_taken() -> None:
+    """Both ends of a range, and max where it stands for a number, are taken as they are."""
+    from ringlog.cli.number import Number
+
+    assert [Number(0.1, 60).convert(text, None, None) for text in ("0.1", "60", "1e1")] == [0.1, 60.0, 10.0]
+    rate = Number(0, min_open=True, or_max=True)
+    assert [rate.convert(text, None, None) for text in ("max", "1e-9", "5")] == [0.0, 1e-9, 5.0]
 
 
 def test_a_stderr_that_was_closed_takes_no_log(

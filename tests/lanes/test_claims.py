@@ -121,8 +121,8 @@ def test_the_budget_is_kept(instance: Instance) -> None:
 def test_what_the_lanes_of_four_producers_hold(
     instance_dir: Path, records: tuple[type[Record], ...], slots: list[int]
 ) -> None:
-    """With the default budget each of four producers of trades has 16,384 slots for them, six seconds of 10,000 a second
-    in all; four that claim lanes of all record types share it, and the last has less."""
+    """With the default budget each of four producers of trades has 16,384 slots for them, six seconds of 10,000 a
+    second in all; four that claim lanes of all record types share it, and the last has less."""
     instance = Instance(Settings(runtime_dir=str(instance_dir))).open()
     lanes = [[claim(instance, layout_of(record)) for record in records] for _ in range(4)]
     assert [of_one[0].capacity for of_one in lanes] == slots
