@@ -190,6 +190,17 @@ class Appender:
             self._lane = None
 
 
+def _record_types(records: Any) -> tuple[type[Record], ...]:
+    """The record types that a producer was given. RecordTypeError where they are none."""
+    if not isinstance(records, Iterable):
+        raise RecordTypeError(f"producer: got {records!r}, wanted a list of record types, such as [Trade]")
+    found = tuple(records)
+    for each in found:
+        if not (isinstance(each, type) and issubclass(each, Record)):
+            raise RecordTypeError(f"producer: got {each!r} among its record types, wanted classes such as Trade")
+    return found
+
+
 class Producer:
     """All lanes of one process: `with Producer([Trade]) as producer: append = producer.appender(Trade).append`.
 
@@ -208,7 +219,7 @@ class Producer:
         self.board: Board | None = None
         self.is_closed = False
         sizes = lane_bytes or {}
-        self._appenders = {record: Appender(record, self, sizes.get(record)) for record in records}
+        self._appenders = {record: Appender(record, self, sizes.get(record)) for record in _record_types(records)}
 
     def open(self) -> Producer:
         """Claims a lane for every record type. Raises LaneError (BudgetExhausted, SharedMemoryFull) where it cannot."""

@@ -16,10 +16,10 @@ from ringlog.demo.feed import BookTop, MarketTrade, random_walk, read_recording,
 from ringlog.demo.orphans import end_with_parent
 from ringlog.demo.results import Result, counts_of, write
 from ringlog.producer import Appender, Producer
-from ringlog.records import LatencySample, Trade
+from ringlog.records import LatencySample, Record, Trade
 from ringlog.settings import Settings
 
-RECORDS = (Trade, LatencySample)
+RECORDS: tuple[type[Record], ...] = (Trade, LatencySample)
 BASE_FEE_LAMPORTS = 5_000  # of one signature: solana.com/docs/core/fees
 
 
@@ -37,13 +37,15 @@ class Orders(msgspec.Struct):
     speed: float = 0.0  # of the recording; 0 for as fast as it can
     clock_offset_us: int = 0
     first_us: int = 0
+    lane_bytes: int = 0  # of each lane; 0 for what a claim gives
 
 
 def run(orders: Orders, is_started: Any, is_stopped: Any) -> None:
     """The process's main: waits for `is_started`, trades until done or `is_stopped`, writes its result to files."""
     end_with_parent()
     watch = TimedAppends(Durations(orders.result_dir, orders.index, create=True))
-    producer = Producer(RECORDS, settings=Settings(runtime_dir=orders.runtime_dir)).open()
+    lane_bytes = dict.fromkeys(RECORDS, orders.lane_bytes) if orders.lane_bytes else None
+    producer = Producer(RECORDS, settings=Settings(runtime_dir=orders.runtime_dir), lane_bytes=lane_bytes).open()
     try:
         trades, latencies = producer.appender(Trade), producer.appender(LatencySample)
         is_started.wait()

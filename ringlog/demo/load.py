@@ -20,6 +20,8 @@ from ringlog.lanes.instance import Instance
 from ringlog.records import layout_of
 from ringlog.settings import Settings
 
+CLAIMS_MAX = 4  # producers that find enough: each claim takes a part of what is left, so the last of many find nothing
+STARTING_MAX = 8  # at a time: more would wait for each other's claims, and only for so long
 TABLES = [layout_of(record).table for record in RECORDS]
 
 
@@ -31,14 +33,16 @@ def run_load(
     results.mkdir(mode=0o700)
     watched = Watched(Probe(settings, TABLES), instance, results, options.producers, view, {})
     with Processes() as processes:
-        executors = [
-            processes.start(
-                f"executor {i}", run, _orders(options, found, settings, results, i), processes.is_started,
-                processes.is_stopped,
-            )
-            for i in range(options.producers)
-        ]  # fmt: skip
-        processes.wait_until(lambda: len(cards(instance)) >= 2 * options.producers, "lanes")
+        executors = []
+        for i in range(options.producers):
+            executors.append(
+                processes.start(
+                    f"executor {i}", run, _orders(options, found, settings, results, i), processes.is_started,
+                    processes.is_stopped,
+                )
+            )  # fmt: skip
+            ready = (i + 1 if i + 1 == options.producers else i + 1 - STARTING_MAX) * len(RECORDS)
+            processes.wait_until(lambda ready=ready: len(cards(instance)) >= ready, "lanes")  # type: ignore[misc]
         view.begin("load" if found is None else "trading")
         with watched.probing() as began:
             processes.is_started.set()
@@ -57,6 +61,11 @@ def run_load(
     return watched.measured(outcome, lanes, verdict, seconds)
 
 
+def lane_bytes(executors: int, settings: Settings) -> int:
+    """The bytes of each executor's lanes, an equal share of half the budget; 0 where each may claim what it finds."""
+    return settings.lane_bytes_max // 2 // (executors * len(RECORDS)) if executors > CLAIMS_MAX else 0
+
+
 def _orders(options: Options, found: Survey | None, settings: Settings, results: Path, index: int) -> Orders:
     return Orders(
         index=index,
@@ -70,4 +79,5 @@ def _orders(options: Options, found: Survey | None, settings: Settings, results:
         speed=0.0 if options.rate else options.speed,
         clock_offset_us=found.clock_offset_us if found else 0,
         first_us=found.first_us if found else 0,
+        lane_bytes=lane_bytes(options.producers, settings),
     )

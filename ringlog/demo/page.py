@@ -51,9 +51,9 @@ LIMITS = {
 
 def write_report(settings: Settings, session: SessionReport, directory: Path) -> tuple[str, str]:
     """Writes `index.html` and `report.png` into `directory`, over an older report; returns their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
     with Queries(msgspec.structs.replace(settings, query_pool_size_min=1, query_pool_size_max=1)) as queries:
         found = findings(queries)
-    directory.mkdir(parents=True, exist_ok=True)
     document, picture = directory / "index.html", directory / "report.png"
     plots.write_png(found, session, picture)
     drawings = {name: plots.svg(found, session, name) for name in plots.PANELS}

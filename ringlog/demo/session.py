@@ -104,7 +104,7 @@ def _generated(options: Options) -> str:
 
 
 def _analyse(options: Options, settings: Settings, session: SessionReport, view: View) -> None:
-    """Writes the session's report; without matplotlib there is none, and the demo says so."""
+    """Writes the session's report; where it cannot, there is none, and the demo says why: the rest is as true."""
     directory = options.report or (options.keep / "report" if options.keep else default_data_dir() / "demo-report")
     view.begin("correlating")
     try:
@@ -113,6 +113,8 @@ def _analyse(options: Options, settings: Settings, session: SessionReport, view:
         session.report_html, session.report_png = write_report(settings, session, directory.absolute())
     except ImportError as error:
         view.note(f'no report: {error} (pip install "ringlog[demo]")')
+    except OSError as error:
+        view.note(f"no report: {directory}: got {error.strerror}, wanted a directory to write to (--report)")
 
 
 @contextlib.contextmanager
@@ -136,9 +138,12 @@ def _surveyed(name: str, found: Survey) -> str:
 def _directory(keep: Path | None, stack: contextlib.ExitStack) -> Path:
     if keep is None:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ringlog-demo-")))
-    keep.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if any((keep / name).exists() for name in ("run", "questdb")):
-        raise RinglogError(f"--keep {keep}: got a directory with a demo's data in it, wanted an empty one")
+    try:
+        keep.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if any(keep.iterdir()):
+            raise RinglogError(f"--keep {keep}: got a directory with something in it, wanted an empty or a new one")
+    except OSError as error:
+        raise RinglogError(f"--keep {keep}: got {error.strerror}, wanted a directory to write to") from None
     return keep.absolute()
 
 

@@ -21,6 +21,17 @@ import psutil
 import pytest
 from demo_segments import segments_of
 
+from ringlog import Producer
+from ringlog.demo.executor import RECORDS
+from ringlog.demo.load import lane_bytes
+from ringlog.demo.options import Options
+from ringlog.demo.report import SessionReport
+from ringlog.demo.session import _analyse, run_session
+from ringlog.demo.view import View
+from ringlog.errors import RinglogError
+from ringlog.records import Record
+from ringlog.settings import Settings
+
 
 def run_demo(*arguments: str) -> dict[str, Any]:
     done = subprocess.run(
@@ -267,15 +278,55 @@ def _is_writer(process: psutil.Process) -> bool:
     return False
 
 
-def test_a_directory_with_data_is_not_overwritten(tmp_path: Path) -> None:
-    """`--keep` on a directory that holds a demo's data is refused by name."""
-    (tmp_path / "questdb").mkdir()
+@pytest.mark.parametrize("name", ["questdb", "results", "somebody's.txt"])
+def test_a_directory_with_data_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    """`--keep` on a directory that holds a demo's data, or anything else, is refused by name before a server starts."""
+    (tmp_path / name).mkdir()
+    with pytest.raises(RinglogError, match=f"--keep {tmp_path}: got a directory with something in it, wanted an empty"):
+        run_session(Options(keep=tmp_path), View(quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """`--keep` below a file is an error of one line, exit status 1."""
+    (tmp_path / "file").touch()
     done = subprocess.run(
-        [sys.executable, "-m", "ringlog", "demo", "--keep", str(tmp_path)],
+        [sys.executable, "-m", "ringlog", "demo", "--json", "--keep", str(tmp_path / "file" / "kept")],
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
     assert done.returncode == 1
-    assert f"--keep {tmp_path}: got a directory with a demo's data" in done.stderr
+    assert done.stderr.startswith(f"ringlog: --keep {tmp_path}/file/kept: got Not a directory, wanted")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_report_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the session's report cannot be written the demo says where and why, and its verdict stands without it."""
+    (tmp_path / "file").touch()
+    session = SessionReport(
+        market="SOL/USDC", seconds=1.0, trades=0, records={}, traders=[], limits={}, rules={}, nodes={}, simulated=0,
+        missed=0,
+    )  # fmt: skip
+    _analyse(Options(report=tmp_path / "file"), Settings(), session, View(quiet=True))
+    assert f"no report: {tmp_path}/file: got File exists, wanted a directory" in capsys.readouterr().err
+    assert session.report_html == ""
+
+
+@pytest.mark.parametrize("executors", [5, 16, 64])
+def test_many_executors_find_their_lanes(instance_dir: Path, executors: int) -> None:
+    """However many executors the load has, each claims its lanes within the default budget, of one size for all, and
+    none of them holds less than three seconds of its share of 10,000 records/s."""
+    settings = Settings(runtime_dir=str(instance_dir))
+    sizes: dict[type[Record], int] = dict.fromkeys(RECORDS, lane_bytes(executors, settings))
+    with contextlib.ExitStack() as producers:
+        rooms = [
+            [producer.appender(record).room for record in RECORDS]
+            for producer in (
+                producers.enter_context(Producer(RECORDS, settings=settings, lane_bytes=sizes))
+                for _ in range(executors)
+            )
+        ]
+    assert rooms == [rooms[0]] * executors
+    assert min(rooms[0]) > 3 * 10_000 / executors / len(RECORDS)

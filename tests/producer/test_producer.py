@@ -127,6 +127,15 @@ def test_presets_that_cannot_be(ringlog_memory: MemoryInstance, name: str) -> No
         ringlog_memory.producer(Sample).appender(Sample).bind(**{name: 1})
 
 
+@pytest.mark.parametrize(
+    ("records", "got"), [(Trade, "Trade"), (None, "None"), ([int], "int"), (["trades"], "'trades'"), ([Trade, 5], "5")]
+)
+def test_a_producer_of_no_record_types(records: Any, got: str) -> None:
+    """What is no list of record types is refused by name, with what was wanted; one type alone is no list."""
+    with pytest.raises(RecordTypeError, match=rf"producer: got .*{got}.*, wanted .*Trade"):
+        Producer(records)
+
+
 def test_append_many(ringlog_memory: MemoryInstance) -> None:
     """A checked array is appended as a whole, in order, strided or not; a bad row accepts nothing."""
     appender = ringlog_memory.producer(Sample).appender(Sample)
