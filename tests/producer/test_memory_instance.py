@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pytest
 
 from ringlog import Producer
-from ringlog.records import LatencySample, Record, Symbol, Trade, Varchar
+from ringlog.records import PLATFORM_RECORDS, LatencySample, Record, Symbol, Trade, Varchar
 from ringlog.testing import MemoryInstance
 
 
@@ -61,6 +61,13 @@ def test_more_than_a_lane_holds(ringlog_memory: MemoryInstance) -> None:
             ringlog_memory.rows(Fill)
             assert append("x", "bid", float(number))
     assert [row["price"] for row in ringlog_memory.rows(Fill)] == [float(number) for number in range(500)]
+
+
+def test_what_two_producers_take_unread(ringlog_memory: MemoryInstance) -> None:
+    """One producer of every record type and a second one of trades take a thousand of each before any is read."""
+    everything, trades = ringlog_memory.producer(), ringlog_memory.producer(Trade)
+    assert min(everything.appender(record).room for record in PLATFORM_RECORDS) >= 1_000
+    assert trades.appender(Trade).room >= 1_000
 
 
 def test_refusal_can_be_tested(ringlog_memory: MemoryInstance) -> None:
