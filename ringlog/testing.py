@@ -54,7 +54,7 @@ class MemoryInstance:
         return producer.open()
 
     def rows(self, record_type: type[Record]) -> list[dict[str, Any]]:
-        """Every record of a type that was accepted so far, in the order of its timestamps, as a dict; empties the lanes.
+        """Every record of a type that was accepted so far, in the order of its timestamps, as a dict; empties lanes.
 
         The dict has the record's fields (None is NULL, `timestamp` integer microseconds since the epoch), `lane` and
         `seq`. Raises LaneError where a lane cannot be read, AssertionError where its bytes are none that append wrote.
