@@ -178,10 +178,14 @@ def test_ctrl_c_in_a_terminal_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 class Terminal:
-    """Python in a pseudo-terminal of its own, as its controlling one; what it shows is read as it comes."""
+    """Python in a pseudo-terminal of its own, as its controlling one; what it shows is read as it comes.
+
+    As from a person's shell: tests that run in the background of a script were told to ignore Ctrl-C.
+    """
 
     TAKE = (
-        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
+        "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
     )
 
     def __init__(self, *arguments: str) -> None:
