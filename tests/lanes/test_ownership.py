@@ -164,7 +164,10 @@ signal.pause()
 
 def test_12_what_a_forked_child_has_accepted(lane_settings: Settings) -> None:
     """An appender's figures are those of its own process: a forked child has no lane until it appends, and no part in
-    what its parent accepted."""
+    what its parent accepted.
+
+    Defence: a forked child's figures are its own.
+    """
     script = f"""
 {APPEND_100}
 pid = os.fork()
