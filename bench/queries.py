@@ -141,6 +141,10 @@ class Pass:
         return relative_errors(self._queries, self._connection, settled_us(self._connection), [pair(0), LIVE_PAIR])
 
     def figures(self, calls: int, raw_calls: int, beside: str) -> list[Figure]:
+        with contextlib.closing(self._connection):
+            return self._figures(calls, raw_calls, beside)
+
+    def _figures(self, calls: int, raw_calls: int, beside: str) -> list[Figure]:
         took = {
             "percentiles, 24 h": (timed(self.percentiles, calls), 50),
             "last 1,000 trades of a trader": (timed(self.trades, calls), 50),

@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -149,11 +149,26 @@ class DeadLetters:
 
     def _index(self) -> dict[int, SeqSet]:
         if self._kept is None:
+            self._make_durable()
             kept: dict[int, SeqSet] = {}
-            for letter, _ in self._letters(None):
+            for letter, _ in self._letters(None, left_out=self._given_up):
                 kept.setdefault(letter.lane, SeqSet()).add(letter.seq, letter.seq + 1)
             self._kept = kept
         return self._kept
+
+    def _make_durable(self) -> None:
+        """A writer killed between a write and its fsync left letters that a power cut would still take away."""
+        for name in self._directory.names():
+            if _FILE_NAME.fullmatch(name):
+                descriptor = self._directory.open_file(name, os.O_RDWR)
+                try:
+                    self._directory.system.fsync(descriptor)
+                except OSError as error:
+                    logger.error("dead letters: %s is not relied on, its letters are kept again: %s", name, error)
+                    self._given_up.add(name)
+                finally:
+                    os.close(descriptor)
+        self._directory.sync()
 
     def letters(self, table: str | None = None, *, retried: bool = False) -> Iterator[tuple[DeadLetter, RecordLayout]]:
         """The letters of a table (or all) with their layouts, oldest day first, each (lane, seq) once.
@@ -168,8 +183,9 @@ class DeadLetters:
                 known.add(letter.seq, letter.seq + 1)
                 yield letter, layout
 
-    def _letters(self, table: str | None) -> Iterator[tuple[DeadLetter, RecordLayout]]:
-        matches = [match for name in self._directory.names() if (match := _FILE_NAME.fullmatch(name))]
+    def _letters(self, table: str | None, left_out: Container[str] = ()) -> Iterator[tuple[DeadLetter, RecordLayout]]:
+        names = [name for name in self._directory.names() if name not in left_out]
+        matches = [match for name in names if (match := _FILE_NAME.fullmatch(name))]
         for match in sorted(matches, key=lambda match: (match["day"], match["table"], int(match["number"] or 0))):
             if table is not None and match["table"] != table:
                 continue

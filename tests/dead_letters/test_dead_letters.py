@@ -175,6 +175,50 @@ def test_what_was_kept_survives_any_crash(tmp_path: Path, power_lost: bool) -> N
     assert step > 12
 
 
+@descriptors_closed()
+def test_what_a_killed_writer_wrote_is_durable_before_it_is_relied_on(tmp_path: Path) -> None:
+    """A letter found in a file, whose writer died before the fsync, survives a power cut once `keep` has returned."""
+    step, unsynced = 0, 0
+    reached = True
+    while reached:
+        path = tmp_path / f"letters-{step}"
+        path.mkdir(mode=0o700)
+        disk = FaultyDisk(crash_at=step)
+        reached = False
+        try:
+            store_at(path, disk).keep(SAMPLE, refused(1))
+        except Crash:
+            reached = True
+        disk.crash_at, disk._crashed = -1, False
+        found = keys(store_at(path, disk))
+        assert store_at(path, disk).keep(SAMPLE, refused(1)) == (0 if found else 1)
+        left = disk.lose_power(path, tmp_path / f"after-{step}")
+        assert keys(store_at(left)) == [(7, 1)]
+        unsynced += reached and bool(found)
+        step += 1
+    assert unsynced, "no step left a letter without its fsync: this test proves nothing"
+
+
+def test_a_file_that_cannot_be_made_durable_is_not_relied_on(tmp_path: Path) -> None:
+    """Letters of a file whose fsync fails are kept again in another one."""
+    failing = [False]
+
+    def fault(_step: int, name: str) -> None:
+        if failing[0] and name == "fsync":
+            failing[0] = False
+            raise OSError(errno.EIO, "injected")
+
+    path = tmp_path / "letters"
+    path.mkdir(mode=0o700)
+    disk = FaultyDisk(fault=fault)
+    store_at(path, disk).keep(SAMPLE, refused(1))
+    store = store_at(path, disk)
+    failing[0] = True
+    assert store.keep(SAMPLE, refused(1)) == 1
+    assert keys(store) == [(7, 1)]
+    assert len(list(path.glob("latencies.*.ndjson"))) == 2
+
+
 @pytest.mark.parametrize("call", ["write", "fsync"])
 def test_a_failed_write_goes_on_in_a_new_file(tmp_path: Path, call: str) -> None:
     """After an I/O error letters go to another file of the day; a file whose fsync failed is not trusted again."""
