@@ -46,7 +46,7 @@ PREPARE_THRESHOLD = 2
 CHECK_IDLE_S = 1.0
 CHECK_TIMEOUT_S = 1.0
 # libpq reads no more at once than its buffer holds, which is 16 KB until a longer value came: an answer of 1,000 trades
-# takes 25 waits, and at each another thread takes the interpreter. So a new connection asks for one long value first.
+# takes a wait for each, and another thread the interpreter at each. So a new connection asks for one long value first.
 WIDE_VALUE = "SELECT lpad('', 262144, ' ')"
 # How often a wait for an answer wakes to see interrupts and its deadline.
 WAIT_INTERVAL_S = 0.1

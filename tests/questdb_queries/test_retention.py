@@ -279,26 +279,31 @@ def environment_of(settings: Settings, runtime_dir: Any) -> dict[str, str]:
     }
 
 
+def run_killed_after(method: str, settings: Settings, runtime_dir: Any) -> None:
+    """A retention run in a process of its own, killed (-9) as soon as `Retention.<method>` has returned."""
+    code = (
+        "import os, signal\n"
+        "from ringlog.questdb.retention import Retention\n"
+        "from ringlog.settings import Settings\n"
+        f"real = Retention.{method}\n"
+        "def then_die(self, *arguments):\n"
+        "    real(self, *arguments)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"Retention.{method} = then_die\n"
+        "Retention(Settings.from_environment()).run()\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code], env=environment_of(settings, runtime_dir), check=False, timeout=60
+    )
+    assert killed.returncode == -signal.SIGKILL
+
+
 def test_interrupted_run(
     retention: Retention, execute: Execute, insert: Insert, now: int, settings: Settings, tmp_path: Any
 ) -> None:
     """A run killed (-9) after the drop and before its audit rows is made good by the next: no day goes unrecorded."""
     insert("trades", [trade(now), trade(now - 31 * DAY)])
-    code = (
-        "import os, signal\n"
-        "from ringlog.questdb.retention import Retention\n"
-        "from ringlog.settings import Settings\n"
-        "real = Retention._remove\n"
-        "def remove(self, target, *rest):\n"
-        "    real(self, target, *rest)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Retention._remove = remove\n"
-        "Retention(Settings.from_environment()).run()\n"
-    )
-    killed = subprocess.run(
-        [sys.executable, "-c", code], env=environment_of(settings, tmp_path), check=False, timeout=60
-    )
-    assert killed.returncode == -signal.SIGKILL
+    run_killed_after("_remove", settings, tmp_path)
     wait_applied(execute, "retention_audit")
     assert days_left(execute, "trades", now) == [0]
     assert retention.executed_cut("trades") is None
@@ -314,21 +319,7 @@ def test_a_run_killed_under_its_ttl(
 ) -> None:
     """A run killed (-9) while a table with views has the TTL that takes its days: the next run takes the TTL away."""
     insert("latencies", [latency(now), latency(now - 31 * DAY)])
-    code = (
-        "import os, signal\n"
-        "from ringlog.questdb.retention import Retention\n"
-        "from ringlog.settings import Settings\n"
-        "real = Retention._set_ttl\n"
-        "def set_ttl(self, target, ttl):\n"
-        "    real(self, target, ttl)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Retention._set_ttl = set_ttl\n"
-        "Retention(Settings.from_environment()).run()\n"
-    )
-    killed = subprocess.run(
-        [sys.executable, "-c", code], env=environment_of(settings, tmp_path), check=False, timeout=60
-    )
-    assert killed.returncode == -signal.SIGKILL
+    run_killed_after("_set_ttl", settings, tmp_path)
     ttl = "SELECT ttlValue FROM tables() WHERE table_name = 'latencies'"
     assert execute(ttl) != [(0,)]
     wait_applied(execute, "retention_audit")
