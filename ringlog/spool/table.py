@@ -39,6 +39,8 @@ class TableSpool:
         self._reader.seek(self.confirmed)
         for file in list(self._files):
             self._remove_blank(file)
+        if not self._files:  # blank ones told of rows before them whose files are gone: no read will pass those rows
+            self._end = self.confirmed
         self._remove_passed(all_read=self._was_all_read())
 
     def _load_cursor(self, quarantine: Quarantine) -> Position:

@@ -148,17 +148,22 @@ def test_appends_that_fail_leave_no_files_behind(tmp_path: Path) -> None:
     spool.close()
 
 
-@descriptors_closed()
-def test_a_file_without_a_frame_goes_at_the_next_start(tmp_path: Path) -> None:
-    """A process that died between a file's header and its first frame leaves nothing that counts against the cap."""
-    disk = FaultyDisk()
-    spool = open_spool(tmp_path / "spool", system=disk)
+def dies_before_the_first_frame(disk: FaultyDisk) -> None:
+    """The process ends once a file has its header."""
 
     def dies(_step: int, call: str) -> None:
         if call == "write" and disk.calls[-2] != "create":
             raise Crash
 
     disk.fault = dies
+
+
+@descriptors_closed()
+def test_a_file_without_a_frame_goes_at_the_next_start(tmp_path: Path) -> None:
+    """A process that died between a file's header and its first frame leaves nothing that counts against the cap."""
+    disk = FaultyDisk()
+    spool = open_spool(tmp_path / "spool", system=disk)
+    dies_before_the_first_frame(disk)
     with pytest.raises(Crash):
         append(spool, Span(7, 0, 10))
     assert list((tmp_path / "spool/tables/ticks").glob("*.spool"))
@@ -167,6 +172,25 @@ def test_a_file_without_a_frame_goes_at_the_next_start(tmp_path: Path) -> None:
     assert spool.bytes == 0
     append(spool, Span(7, 0, 10))
     assert drain(spool)[0] == keys(Span(7, 0, 10))
+    spool.close()
+
+
+@descriptors_closed()
+def test_a_file_without_a_frame_keeps_no_rows_that_were_destroyed(tmp_path: Path) -> None:
+    """Its header says how many rows came before it: with their files gone no read passes those, and none wait."""
+    disk = FaultyDisk()
+    spool = open_spool(tmp_path / "spool", system=disk, file_bytes_max=1)  # so small that each frame has its own file
+    append(spool, Span(7, 0, 10))
+    dies_before_the_first_frame(disk)
+    with pytest.raises(Crash):
+        append(spool, Span(7, 10, 10))
+    spool.close()
+    next((tmp_path / "spool/tables/ticks").glob("*0.spool")).unlink()
+    spool = open_spool(tmp_path / "spool")
+    assert (spool.rows("ticks"), spool.tables(), spool.read("ticks", 1000)) == (0, [], None)
+    append(spool, Span(7, 10, 10))
+    assert drain(spool) == (keys(Span(7, 10, 10)), [])
+    assert spool.rows("ticks") == 0
     spool.close()
 
 
