@@ -21,11 +21,12 @@ from typing import Any
 from bench.figures import Figure, Result, interleaved, main, median_ratio, percentiles
 from bench.load import REACHED, Flow
 from bench.producers import Load, producing
-from bench.query_data import DAY_US, OPERATIONS, SERVICES, TRADERS, fill
+from bench.query_data import DAY_US, OPERATIONS, SERVICES, TRADERS, fill, refresh
 from bench.stack import instance, lanes, server, wait_for
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.percentiles import nearest_rank
 from ringlog.questdb.queries import Queries
+from ringlog.questdb.rollups import ROLLUPS
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
@@ -51,6 +52,8 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
         end_us = time.time_ns() // 1_000
         for table, rows in ROWS.items():
             fill(connection.execute, table, rows // TINY_DIVISOR if tiny else rows, end_us)
+        for rollup in ROLLUPS:
+            refresh(connection.execute, rollup.view)
         stored = {table: connection.execute(f"SELECT count() FROM {table}")[0][0] for table in ROWS}
         queries = stack.enter_context(Queries(settings))
         figures = Pass(queries, settings, end_us).figures(calls, raw_calls, "")

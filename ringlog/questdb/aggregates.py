@@ -1,15 +1,15 @@
 """The typed queries that aggregate a duration: plans over a minute view, with raw rows where the view cannot answer.
 
 The view answers for whole minutes (a coarser one, where there is one, for whole hours). Raw rows answer for both
-partial edge minutes, and for everything where the view is missing or invalid, or has not caught up with the rows that
-were applied when the query began, or went on changing while it was read.
+partial edge minutes, for the newest minutes, which the view takes in when its next refresh comes, and for the minutes
+of which it lacks rows: with each piece of it comes how many rows it was made of, and how many its table holds there.
+So every row that was applied when a query began is counted, and no query waits for a view.
 """
 
 from __future__ import annotations
 
 import datetime
 import logging
-import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from ringlog.questdb.results import Continuation, Result, Span, struct_columns
 from ringlog.questdb.rollups import LATENCY_MINUTES, MEV_MINUTES, PERFORMANCE_MINUTES, Rollup
 from ringlog.questdb.rows import MevRow, PercentileRow, PerformanceRow
 from ringlog.questdb.spans import pieces
-from ringlog.questdb.statements import SPAN, Pause, Plan, Rows, Statement, conditions
+from ringlog.questdb.statements import SPAN, Plan, Rows, Statement, conditions
 
 _logger = logging.getLogger(__name__)
 _Row = TypeVar("_Row", bound=msgspec.Struct)
@@ -30,24 +30,13 @@ _Row = TypeVar("_Row", bound=msgspec.Struct)
 # Key values to measure values.
 Groups = dict[tuple[Any, ...], list[Any]]
 
-# How long a query waits for the view to take in what was applied before it began: a refresh takes milliseconds.
-REFRESH_TIMEOUT_S = 0.25
-# How often a piece is read from a view that goes on changing meanwhile, before raw rows answer.
-READS_MAX = 5
-_REFRESH_POLL_S = 0.005
+# How many times a query halves a piece to find the part that a view lacks, before raw rows answer for what is left.
+SPLITS_MAX = 32
 
 _STATUS = (
-    "SELECT now()::long, v.view_status, v.refresh_base_table_txn, b.writerTxn FROM wal_tables() b "
+    "SELECT now()::long, v.view_status FROM wal_tables() b "
     "LEFT JOIN materialized_views() v ON v.base_table_name = b.name AND v.view_name = %s WHERE b.name = %s"
 )
-_VIEW_APPLIED = "SELECT writerTxn, sequencerTxn, suspended FROM wal_tables() WHERE name = %s"
-
-
-class _View(msgspec.Struct):
-    """A view as it was found: `transaction` of its own up to which it is fresh; None since it was found otherwise."""
-
-    rollup: Rollup
-    transaction: int | None
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -135,27 +124,32 @@ def _aggregate(
     groups: Groups = {}
     covered: int | None = None
     start, end = 0, window.end_us
-    views: list[_View] = []
+    now = splits = 0
     partial = from_view = False
 
-    def gather(start: int, end: int, levels: list[_View]) -> Generator[Statement | Pause, Rows, None]:
-        nonlocal covered, from_view
-        for view, low, high in _sources(start, end, levels, deadline):
-            span = (low, high, *parameters)
+    def gather(start: int, end: int, views: Sequence[Rollup]) -> Generator[Statement, Rows, None]:
+        nonlocal covered, from_view, splits
+        for view, low, high in _sources(start, end, now, views, deadline):
             if view is None:
-                rows: Rows | None = yield Statement(raw, span)
+                rows: Rows | None = yield Statement(raw, (low, high, *parameters))
             else:
-                select = Statement(f"{view.rollup.view_select(keys)} WHERE {SPAN}{where}", span)
-                rows = yield from _read(rollup, view, views, select, deadline)
-            if rows is None:
-                from_view = from_view and len(levels) > 1
-                yield from gather(low, high, levels[1:])
-            else:
+                rows = yield from _read(view, rollup.table, keys, where, parameters, (low, high))
+            if rows is not None:
                 _merge(rollup, groups, rows, fixed)
                 covered = low
+                continue
+            assert view is not None  # noqa: S101 - raw rows are always there
+            middle = (low + high) // 2 // view.unit_us * view.unit_us
+            if middle > low and splits < SPLITS_MAX:
+                splits += 1
+                yield from gather(middle, high, views)
+                yield from gather(low, middle, views)
+            else:
+                from_view = from_view and len(views) > 1
+                yield from gather(low, high, views[1:])
 
     try:
-        now, views = yield from _usable_views(rollup, deadline)
+        now, views = yield from _usable_views(rollup)
         from_view = bool(views)
         end = now if window.end_us is None else window.end_us
         start = end - window.duration_us
@@ -182,52 +176,46 @@ def _aggregate(
 
 
 def _sources(
-    start: int, end: int, views: Sequence[_View], deadline: float
-) -> Generator[tuple[_View | None, int, int], None, None]:
+    start: int, end: int, now: int, views: Sequence[Rollup], deadline: float
+) -> Generator[tuple[Rollup | None, int, int], None, None]:
     """(view or None for raw rows, start, end) of each statement, newest first; `views` begins with the coarsest.
 
-    Each view has its whole units; what is left at both edges has the next finer one, and in the end raw rows.
+    Each view has its whole units up to those that it may still lack at `now`; what is left at both edges has the next
+    finer one, and in the end raw rows.
     """
     if not views:
         for low, high in pieces(start, end, deadline):
             yield None, low, high
         return
     view, finer = views[0], views[1:]
-    unit_us = view.rollup.unit_us
-    first, last = -(-start // unit_us) * unit_us, end // unit_us * unit_us
+    first = -(-start // view.unit_us) * view.unit_us
+    last = min(end, now - view.lag_us) // view.unit_us * view.unit_us
     if first >= last:
-        yield from _sources(start, end, finer, deadline)
+        yield from _sources(start, end, now, finer, deadline)
         return
     if last < end:
-        yield from _sources(last, end, finer, deadline)
+        yield from _sources(last, end, now, finer, deadline)
     # So many units cost a few milliseconds: an hour of minutes, two and a half days of hours.
-    for low, high in pieces(first, last, deadline, first_us=60 * unit_us, unit_us=unit_us):
+    for low, high in pieces(first, last, deadline, first_us=60 * view.unit_us, unit_us=view.unit_us):
         yield view, low, high
     if start < first:
-        yield from _sources(start, first, finer, deadline)
+        yield from _sources(start, first, now, finer, deadline)
 
 
 def _read(
-    rollup: Rollup, view: _View, views: list[_View], select: Statement, deadline: float
-) -> Generator[Statement | Pause, Rows, Rows | None]:
-    """The rows of one piece of a view, None where they cannot be relied on.
+    view: Rollup, table: str, keys: Sequence[str], where: str, parameters: tuple[Any, ...], span: tuple[int, int]
+) -> Generator[Statement, Rows, Rows | None]:
+    """The rows of one piece of a view, None where it lacks rows that its table has.
 
-    A view that is filled anew (REFRESH ... FULL, by hand or by a migration) is empty for a moment. So once it was read
-    no transaction may have come since it was found fresh; where one has, it is found fresh again and read again.
+    One statement gives the rows and both counts: a view that is filled anew (REFRESH ... FULL, by hand or by a
+    migration) is empty for a moment, and would not be noticed by counts that were asked for before or after.
     """
-    for _ in range(READS_MAX):
-        if view.transaction is None:
-            break
-        rows = yield select
-        status = yield Statement(_VIEW_APPLIED, (view.rollup.view,))
-        if status and status[0][1] == view.transaction:
-            return rows
-        _, found = yield from _usable_views(rollup, deadline)
-        transactions = {again.rollup.view: again.transaction for again in found}
-        for known in views:
-            known.transaction = transactions.get(known.rollup.view)
-    view.transaction = None
-    return None
+    select = view.checked_select(table, keys, f"{SPAN}{where}", SPAN)
+    parts: dict[int, Rows] = {0: [], 1: [], 2: []}
+    for part, *values in (yield Statement(select, (*span, *span, *span, *parameters))):
+        parts[part].append(tuple(values))
+    stored, taken = (parts[part][0][len(keys)] or 0 for part in (0, 1))
+    return parts[2] if taken >= stored else None
 
 
 def _merge(rollup: Rollup, groups: Groups, rows: Rows, fixed: dict[str, Any]) -> None:
@@ -245,60 +233,29 @@ def _merge(rollup: Rollup, groups: Groups, rows: Rows, fixed: dict[str, Any]) ->
                 known[index] = measure.merged(values[index], known[index])
 
 
-def _usable_views(rollup: Rollup, deadline: float) -> Generator[Statement | Pause, Rows, tuple[int, list[_View]]]:
-    """The server's now in microseconds, and the views that hold everything that was applied at that moment.
-
-    The coarsest comes first. A finer view is waited for; a coarser one only saves time, and either is there or not.
-    """
-    give_up = min(time.monotonic() + REFRESH_TIMEOUT_S, deadline)
-    now_us, transaction = yield from _freshness(rollup, give_up)
-    views: list[_View] = []
+def _usable_views(rollup: Rollup) -> Generator[Statement, Rows, tuple[int, list[Rollup]]]:
+    """The server's now in microseconds, and the views that are there and valid, the coarsest first."""
+    views: list[Rollup] = []
+    now_us: int | None = None
     level: Rollup | None = rollup
-    while level is not None and transaction is not None:
-        views.insert(0, _View(level, transaction))
-        level = level.coarser
-        if level is not None:
-            _, transaction = yield from _freshness(level, 0.0)
-    return now_us, views
-
-
-def _freshness(rollup: Rollup, give_up: float) -> Generator[Statement | Pause, Rows, tuple[int, int | None]]:
-    """The server's now in microseconds, and the view's transaction that holds all that its table held at that moment.
-
-    None where the view is missing, invalid, or has not come so far by `give_up` (monotonic seconds).
-    """
-    status = Statement(_STATUS, (rollup.view, rollup.table))
-    rows = yield status
-    if not rows:
-        # No such table: let the raw statement say so in the server's words.
-        now = yield Statement("SELECT now()::long")
-        return now[0][0], None
-    now_us, _, _, applied = rows[0]
-    while True:
-        _, state, refreshed, _ = rows[0]
+    while level is not None:
+        rows = yield Statement(_STATUS, (level.view, level.table))
+        if not rows:
+            break
+        found_us, state = rows[0]
+        now_us = found_us if now_us is None else now_us
         if state not in ("valid", "refreshing"):
             _logger.warning(
                 "the view is not used, its table is read instead: view=%s status=%s mend=%r",
-                rollup.view,
+                level.view,
                 state or "missing",
-                f"REFRESH MATERIALIZED VIEW {rollup.view} FULL" if state else "ringlog migrate",
+                f"REFRESH MATERIALIZED VIEW {level.view} FULL" if state else "ringlog migrate",
             )
-            return now_us, None
-        # While it refreshes, its transaction does not say whether the refresh is one that began by emptying it.
-        if state == "valid" and refreshed >= applied:
             break
-        if time.monotonic() >= give_up:
-            return now_us, None
-        yield Pause(_REFRESH_POLL_S)
-        rows = yield status
-    # The refresh is in the view's own log; now it must be applied to the view too.
-    sequenced: int | None = None
-    while True:
-        rows = yield Statement(_VIEW_APPLIED, (rollup.view,))
-        writer, sequencer, suspended = rows[0] if rows else (0, 1, True)
-        sequenced = sequencer if sequenced is None else sequenced
-        if writer >= sequenced:
-            return now_us, writer
-        if suspended or time.monotonic() >= give_up:
-            return now_us, None
-        yield Pause(_REFRESH_POLL_S)
+        views.insert(0, level)
+        level = level.coarser
+    if now_us is None:
+        # No such table: let the raw statement say so in the server's words.
+        rows = yield Statement("SELECT now()::long")
+        now_us = rows[0][0]
+    return now_us, views

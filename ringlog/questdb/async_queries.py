@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self, TypeVar
@@ -17,7 +16,7 @@ from ringlog.questdb.conf import client_conf
 from ringlog.questdb.filters import Duration, Time, TradeFilter, timeout_seconds
 from ringlog.questdb.results import Continuation, Result
 from ringlog.questdb.rows import MevRow, PercentileRow, PerformanceRow, PositionRow, TradeRow
-from ringlog.questdb.statements import Pause, PlanMaker, Rows, Statement
+from ringlog.questdb.statements import PlanMaker, Rows, Statement
 from ringlog.settings import Settings
 
 _T = TypeVar("_T")
@@ -197,10 +196,7 @@ class AsyncQueries:
                 await connection.close()
             await self._pool.putconn(connection)
 
-    async def _step(self, connection: Any, step: Statement | Pause) -> Rows:
-        if isinstance(step, Pause):
-            await asyncio.sleep(step.seconds)
-            return []
+    async def _step(self, connection: Any, step: Statement) -> Rows:
         try:
             cursor = connection.cursor(binary=True)
             await cursor.execute(step.sql, step.parameters)

@@ -16,7 +16,7 @@ from ringlog.questdb.conf import client_conf
 from ringlog.questdb.filters import Duration, Time, TradeFilter, timeout_seconds
 from ringlog.questdb.results import Continuation, Result
 from ringlog.questdb.rows import MevRow, PercentileRow, PerformanceRow, PositionRow, TradeRow
-from ringlog.questdb.statements import Pause, PlanMaker, Rows, Statement
+from ringlog.questdb.statements import PlanMaker, Rows, Statement
 from ringlog.settings import Settings
 
 _T = TypeVar("_T")
@@ -192,10 +192,7 @@ class Queries:
                 connection.close()
             self._pool.putconn(connection)
 
-    def _step(self, connection: Any, step: Statement | Pause) -> Rows:
-        if isinstance(step, Pause):
-            time.sleep(step.seconds)
-            return []
+    def _step(self, connection: Any, step: Statement) -> Rows:
         try:
             cursor = connection.cursor(binary=True)
             cursor.execute(step.sql, step.parameters)

@@ -16,6 +16,9 @@ from ringlog.questdb.percentiles import bucket_sql
 
 MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
+# Views take in new rows once a minute (EVERY 1m in their SQL): after each write they would cost more than the writes.
+REFRESH_US = MINUTE_US
+MARGIN_US = 10_000_000  # for records on their way to the table, and for the refresh itself
 _SAMPLE_BY = {MINUTE_US: "1m", HOUR_US: "1h"}
 
 
@@ -42,6 +45,7 @@ class Measure(msgspec.Struct, frozen=True):
 class Rollup(msgspec.Struct, frozen=True):
     """A view: `keys` (name to SQL over its table) and `measures` (name to Measure), both in column order.
 
+    The first measure counts the table's rows; those that are older than `lag_us` the view has usually taken in.
     `coarser` is a view over this one, with the same names of keys and measures and a larger unit.
     """
 
@@ -50,6 +54,7 @@ class Rollup(msgspec.Struct, frozen=True):
     keys: dict[str, str]
     measures: dict[str, Measure]
     unit_us: int = MINUTE_US
+    lag_us: int = REFRESH_US + MARGIN_US
     coarser: Rollup | None = None
 
     @property
@@ -67,6 +72,24 @@ class Rollup(msgspec.Struct, frozen=True):
         merged = [f"{measure.merge}({name}) AS {name}" for name, measure in self.measures.items()]
         return f"SELECT {', '.join([*keys, *merged])} FROM {self.view}"  # noqa: S608
 
+    def checked_select(self, table: str, keys: Collection[str], where: str, span: str) -> str:
+        """Three parts in one statement, and so of one moment, told apart by their first column.
+
+        0: how many rows `table` has in `span`; 1: how many of them the view's rows there were made of; 2: what
+        `view_select` gives. The counts stand in the column of the first measure, and cost next to nothing. The order is
+        that in which the server opens them: a refresh between two of them is seen as rows that lack.
+        """
+        first, *others = self.measures
+
+        def count(part: int, counted: str) -> str:
+            return ", ".join([str(part), *("null" for _ in keys), counted, *("null" for _ in others)])
+
+        return (
+            f"SELECT {count(0, 'count()')} FROM {table} WHERE {span} "  # noqa: S608
+            f"UNION ALL SELECT {count(1, f'sum({first})')} FROM {self.view} WHERE {span} "
+            f"UNION ALL SELECT 2, * FROM ({self.view_select(keys)} WHERE {where})"
+        )
+
     def _raw_columns(self, wanted: Collection[str]) -> str:
         keys = [name if self.keys[name] == name else f"{self.keys[name]} AS {name}" for name in wanted]
         return ", ".join([*keys, *(f"{measure.raw} AS {name}" for name, measure in self.measures.items())])
@@ -78,6 +101,7 @@ LATENCY_HOURS = Rollup(
     keys={"service": "service", "operation": "operation", "bucket": "bucket"},
     measures={"samples": Measure("sum(samples)", "sum")},
     unit_us=HOUR_US,
+    lag_us=2 * (REFRESH_US + MARGIN_US),
 )
 
 LATENCY_MINUTES = Rollup(

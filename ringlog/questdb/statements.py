@@ -29,14 +29,8 @@ class Statement(NamedTuple):
     parameters: tuple[Any, ...] = ()
 
 
-class Pause(NamedTuple):
-    """Asks the runner to wait."""
-
-    seconds: float
-
-
 # What a plan yields, is sent back, and returns.
-Plan = Generator[Statement | Pause, Rows, Result[_Row]]
+Plan = Generator[Statement, Rows, Result[_Row]]
 # A plan is made anew for every attempt; the argument is the deadline in monotonic seconds.
 PlanMaker = Callable[[float], Plan[_Row]]
 
@@ -48,7 +42,7 @@ _TRADE_COLUMNS = ", ".join(name for name, _ in struct_columns(TradeRow))
 _POSITION_COLUMNS = ", ".join(name for name, _ in struct_columns(PositionRow))
 
 
-def table_span(table: str) -> Generator[Statement | Pause, Rows, tuple[int, int] | None]:
+def table_span(table: str) -> Generator[Statement, Rows, tuple[int, int] | None]:
     """The half-open span of a table's rows in microseconds, None where it is empty; answered from metadata."""
     rows = yield Statement(f"SELECT min(timestamp)::long, max(timestamp)::long FROM {table}")  # noqa: S608
     low, high = rows[0] if rows else (None, None)

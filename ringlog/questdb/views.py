@@ -50,18 +50,22 @@ def wait_valid(connection: Connection, view: str, after: int) -> None:
     """Returns once the server has filled the view, or it stays invalid, or VALID_TIMEOUT_S have passed.
 
     `after` is the view's transaction before it was asked to: filling a view makes later ones. All must be applied too:
-    only then does the server know that the view over this one has become invalid.
+    only then does the server know that the view over this one has become invalid. Rows that come meanwhile are not
+    waited for: the next refresh takes them in.
     """
     began = time.monotonic()
+    wanted: int | None = None
     while (waited_s := time.monotonic() - began) < VALID_TIMEOUT_S:
         found = connection.execute(_STATE, (view,), timeout_s=STATEMENT_TIMEOUT_S)
         if not found or (found[0][0] == "invalid" and waited_s > INVALID_TIMEOUT_S):
             return
+        status, refreshed, base = found[0]
+        wanted = base if wanted is None else wanted
         log = connection.execute(_APPLIED, (view,), timeout_s=STATEMENT_TIMEOUT_S)
         if not log or log[0][2]:  # suspended: nothing comes of it before somebody resumes it
             return
         applied, sequenced, _ = log[0]
-        if found[0][0] == "valid" and found[0][1] >= found[0][2] and applied >= sequenced > after:
+        if status == "valid" and refreshed >= wanted and applied >= sequenced > after:
             return
         time.sleep(_POLL_S)
 

@@ -1,6 +1,6 @@
--- mev_minutes: Counts and sums of each minute's trades with and without MEV protection. Kept up by the server.
+-- mev_minutes: Counts and sums of each minute's trades with and without MEV protection. Kept up once a minute.
 -- Never use DROP PARTITION on its base table: that stops the view. `ringlog retention run` goes by TTL instead.
-CREATE MATERIALIZED VIEW IF NOT EXISTS mev_minutes WITH BASE mev_metrics REFRESH IMMEDIATE AS (
+CREATE MATERIALIZED VIEW IF NOT EXISTS mev_minutes WITH BASE mev_metrics REFRESH EVERY 1m AS (
     SELECT
         timestamp,
         protection_used,

@@ -1,6 +1,6 @@
 -- performance_minutes: Count, sum, extremes and last of each minute's values by metric type, operation and percentile.
--- Kept up by the server. Never use DROP PARTITION on its base table: that stops the view.
-CREATE MATERIALIZED VIEW IF NOT EXISTS performance_minutes WITH BASE performance_metrics REFRESH IMMEDIATE AS (
+-- Kept up by the server once a minute. Never use DROP PARTITION on its base table: that stops the view.
+CREATE MATERIALIZED VIEW IF NOT EXISTS performance_minutes WITH BASE performance_metrics REFRESH EVERY 1m AS (
     SELECT
         timestamp,
         metric_type,

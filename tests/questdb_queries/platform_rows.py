@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ringlog.questdb.rollups import ROLLUPS
 from ringlog.records import PLATFORM_RECORDS, layout_of
 
 LAYOUTS = [layout_of(record_type) for record_type in PLATFORM_RECORDS]
@@ -19,20 +20,28 @@ Insert = Callable[..., None]
 
 
 def wait_applied(execute: Execute, table: str, *, views: bool = True) -> None:
-    """Returns once every row of the table can be read, and is in its views."""
+    """Returns once every row of the table can be read, and is in its views; those are not left to wait their minute."""
+    behind = "SELECT count() FROM wal_tables() WHERE writerTxn < sequencerTxn"
+    wait_until(lambda: not execute(f"{behind} AND name = %s", (table,))[0][0], f"{table} to be applied")
+    if views:
+        for rollup in ROLLUPS:  # a view after the one that it is over
+            wait_until(lambda view=rollup.view: is_fresh(execute, view), f"{rollup.view} to be refreshed")
 
-    def done() -> bool:
-        behind = "SELECT count() FROM wal_tables() WHERE writerTxn < sequencerTxn"
-        stale = "SELECT count() FROM materialized_views() WHERE view_status <> 'invalid' "
-        if execute(f"{behind} AND name = %s", (table,))[0][0]:
-            return False
-        if not views:
-            return True
-        stale += "AND (refresh_base_table_txn < base_table_txn OR view_status = 'refreshing')"
-        return not execute(stale)[0][0] and not execute(behind)[0][0]
 
-    # Twice: only once a view's rows are applied has the view over it anything to take in.
-    wait_until(lambda: done() and done(), f"{table} to be applied")
+def is_fresh(execute: Execute, view: str) -> bool:
+    """Whether a view has all rows of its base, where it can take in any; a refresh that it lacks is asked for."""
+    found = execute(
+        "SELECT view_status, refresh_base_table_txn, base_table_txn FROM materialized_views() WHERE view_name = %s",
+        (view,),
+    )
+    if not found or found[0][0] == "invalid":
+        return True
+    ((status, refreshed, base),) = found
+    if status == "valid" and refreshed < base:
+        execute(f"REFRESH MATERIALIZED VIEW {view} INCREMENTAL")
+        return False
+    behind = "SELECT count() FROM wal_tables() WHERE writerTxn < sequencerTxn AND name = %s"
+    return bool(status == "valid" and not execute(behind, (view,))[0][0])
 
 
 def now_before_midnight(execute: Execute) -> int:

@@ -260,7 +260,7 @@ def test_partial_by_a_real_deadline(
     )
     insert("latencies", [], views=False)
     # Raw rows only, as without a view: ln() over three million rows does not fit into the time below.
-    monkeypatch.setattr("ringlog.questdb.aggregates._freshness", _no_view)
+    monkeypatch.setattr("ringlog.questdb.aggregates._usable_views", _no_view)
     timeout_ms = 400.0
     for _ in range(60):
         try:
@@ -286,4 +286,4 @@ def test_partial_by_a_real_deadline(
 
 def _no_view(*_: Any) -> Any:
     now = yield statements.Statement("SELECT now()::long")
-    return now[0][0], None
+    return now[0][0], []
