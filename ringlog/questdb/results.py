@@ -54,8 +54,8 @@ class Result(Generic[RowT]):
 
     `partial`: the query ran out of time, and the rows cover `span` only (None: no part of it); `continuation` gives
     the rest. `limited`: the rows are as many as the limit lets through, and more matched, or time ran out before it was
-    known whether more did. `source`: "view" where aggregates came from minute views (raw rows at the edges), "raw"
-    where they came from raw rows alone.
+    known whether more did. `source`: "view" where aggregates came from views (the edges and the newest minutes from raw
+    rows), "raw" where raw rows answered for more than that.
     """
 
     def __init__(
