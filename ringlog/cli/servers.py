@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ringlog.cli import FAILED
-from ringlog.servers.background import KINDS, Background, default_data_dir
+from ringlog.servers.background import KINDS, Background
 from ringlog.servers.embedded import EmbeddedServer
 from ringlog.settings import PREFIX, Secret, Settings
 
@@ -32,10 +32,11 @@ runtime_dir_option = click.option(
 def up(servers: tuple[str, ...], data_dir: Path | None, runtime_dir: str | None, as_json: bool) -> None:
     """Start SERVERS (by default all three) in the background, on loopback, and print how to reach them.
 
-    What runs already is left as it is. The settings contain passwords.
+    What runs already is left as it is; where it keeps its data elsewhere than --data-dir says, that is an error. The
+    settings contain passwords.
     """
     background = Background(instance_dir(runtime_dir))
-    found = background.up(servers or tuple(KINDS), (data_dir or default_data_dir()).absolute())
+    found = background.up(servers or tuple(KINDS), data_dir and data_dir.absolute())
     if as_json:
         click.echo(json.dumps(settings_of(found)))
     else:

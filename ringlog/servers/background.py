@@ -52,15 +52,25 @@ class Background:
         """The servers that were started and not stopped, by kind; each may have died since (`running`)."""
         return {entry.kind: self._attached(entry) for entry in self._read()}
 
-    def up(self, kinds: Sequence[str], data_dir: Path) -> dict[str, EmbeddedServer]:
-        """Starts those of `kinds` that do not run yet; all or none of the new ones."""
+    def up(self, kinds: Sequence[str], data_dir: Path | None = None) -> dict[str, EmbeddedServer]:
+        """Starts those of `kinds` that do not run yet, by default below `default_data_dir()`; all or none of the
+        new ones.
+
+        Raises ServerError where one runs already and keeps its data elsewhere than below the `data_dir` that is given.
+        """
         with self._locked():
             servers = {kind: server for kind, server in self.find().items() if server.running}
+            for kind in kinds:
+                if data_dir is not None and kind in servers and servers[kind].data_dir != data_dir / kind:
+                    got = servers[kind].data_dir
+                    raise ServerError(
+                        f"{kind}: got one running on {got}, wanted {data_dir / kind}: `ringlog down` first"
+                    )
             started: list[EmbeddedServer] = []
             try:
                 for kind in kinds:
                     if kind not in servers:
-                        servers[kind] = KINDS[kind](data_dir / kind, detached=True).start()
+                        servers[kind] = KINDS[kind]((data_dir or default_data_dir()) / kind, detached=True).start()
                         started.append(servers[kind])
                         self._write(servers)
             except BaseException:

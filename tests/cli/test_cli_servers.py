@@ -92,6 +92,17 @@ def test_up_leaves_what_runs_and_restarts_what_died(run: Run) -> None:
     ready(run)
 
 
+def test_up_names_a_server_of_another_data_dir(run: Run, tmp_path: Path) -> None:
+    """A server that runs on other data than is asked for is named, with what to do, and goes on."""
+    assert run("up", "valkey", "--data-dir", str(tmp_path / "one")).returncode == 0
+    assert run("up", "valkey", "--data-dir", str(tmp_path / "one")).returncode == 0
+    other = run("up", "valkey", "--data-dir", str(tmp_path / "other"))
+    assert other.returncode == 1
+    assert f"valkey: got one running on {tmp_path}/one/valkey, wanted {tmp_path}/other/valkey" in other.stderr
+    ready(run)
+    assert run("up", "valkey").returncode == 0
+
+
 def test_status_without_servers_exits_1(run: Run) -> None:
     """Nothing started: status says so, exits 1, and `down` is no error."""
     status = run("status")
