@@ -15,6 +15,7 @@ from ringlog.errors import SegmentRefused
 from ringlog.lanes.readers import LaneReader
 from ringlog.records import TIMESTAMP, RecordLayout
 from ringlog.sinks import Batch, Span
+from ringlog.writer.shares import shares
 
 logger = logging.getLogger("ringlog.writer")
 
@@ -53,20 +54,16 @@ class Drain:
         ordered = list(lanes)
         self._turn += 1
         at = self._turn % max(len(ordered), 1)
+        ordered = ordered[at:] + ordered[:at]
+        limits = [max(lane.capacity // LANE_PARTS, 1) for lane in ordered]
         taken: list[Slots] = []
-        rows = 0
-        for lane in ordered[at:] + ordered[:at]:
-            if rows >= rows_max:
-                break
+        for lane, rows in zip(ordered, shares(ordered, limits, rows_max), strict=True):
             try:
-                runs = lane.take(min(rows_max - rows, max(lane.capacity // LANE_PARTS, 1)))
+                taken += lane.take(rows)
             except SegmentRefused as error:
                 if lane.lane not in self._left_alone:
                     self._left_alone.add(lane.lane)
                     logger.error("lane=%016x left alone: %s", lane.lane, error)
-                continue
-            taken += runs
-            rows += sum(run.rows for run in runs)
         return (self.decode(taken, cut_us), taken) if taken else None
 
     def decode(self, runs: list[Slots], cut_us: int | None = None) -> Decoded:

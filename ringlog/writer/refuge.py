@@ -26,6 +26,7 @@ from ringlog.spool import Replay, Spool
 from ringlog.spool.reader import READ_BYTES_MAX
 from ringlog.writer.delivery import Delivery, Settled
 from ringlog.writer.drain import BATCH_BYTES_MAX, Drain
+from ringlog.writer.shares import shares
 
 logger = logging.getLogger("ringlog.writer")
 
@@ -181,14 +182,12 @@ class Refuge:
         rows_max = min(self._rows_max, self._replay_bytes // layout.slot_bytes)
         room = max(min(rows_max, self.spool.rows_room(layout, len(readers))), 1)
         runs: list[Slots] = []
-        for reader in readers:
+        for reader, rows in zip(readers, shares(readers, [left[reader.lane] for reader in readers], room), strict=True):
             try:
-                taken = reader.take(min(left[reader.lane], room)) if room else []
+                taken = reader.take(rows)
             except SegmentRefused:  # its head cannot be: the drain has said so
                 continue
-            rows = sum(run.rows for run in taken)
-            left[reader.lane] -= rows
-            room -= rows
+            left[reader.lane] -= sum(run.rows for run in taken)
             runs += taken
         return runs
 
