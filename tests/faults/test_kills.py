@@ -18,6 +18,7 @@ from whole_path import WholePath
 from writer_thread import writing
 
 from ringlog import Producer
+from ringlog.lanes.board import Board
 from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance
 from ringlog.settings import Settings
@@ -39,7 +40,7 @@ def grown(path: WholePath, rows: int = 100) -> None:
 def test_01_writer_killed(path: WholePath) -> None:
     """The writer killed with -9 twice, once early in its recovery: nothing lost, doubled or altered.
 
-    Defence: a tail moves after the confirmation only (moved when a batch is sent, records are lost here).
+    Defence: as in the next test. No patch: a kill meets a request under way in some runs only.
     """
     path.start_writer()
     with running(path, 1) as producer:
@@ -50,6 +51,29 @@ def test_01_writer_killed(path: WholePath) -> None:
             grown(path, rows)
         producer.kill()
     assert path.require_exact().accepted > 200
+
+
+def test_01_writer_killed_with_a_request_under_way(path: WholePath) -> None:
+    """A server that hangs has the request of a writer that is killed, and then the server is: nothing is lost.
+
+    Defence: a tail moves after the confirmation only (moved when a batch is sent, records are lost here).
+    """
+    path.start_writer()
+    board = Board.look(Instance(path.settings))
+    assert board is not None
+    with path.producing() as append:
+        append(100)
+        eventually(lambda: path.stored() == 100, "the first records")
+        path.server.stop_signal()
+        append(100)
+        for _ in range(3):  # ticks: one may have drained the lane before these records
+            beaten = board.beat_us
+            eventually(lambda beaten=beaten: board.beat_us > beaten, "a tick")
+        path.end_writer(signal.SIGKILL)
+        path.server.kill()
+    path.server.start()
+    path.start_writer()
+    assert path.require_exact().accepted == 200
 
 
 @pytest.mark.slow
@@ -168,14 +192,14 @@ def test_08_producer_stopped_in_the_middle(lane_settings: Settings) -> None:
 
     Defence: a slot is written before it is published.
     """
-    # Small lanes: what a producer at full speed leaves in a large one takes long to decode, ten times over.
+    # Small lanes: what a producer at full speed leaves in a large one takes long to decode, thirty times over.
     lane_settings = msgspec.structs.replace(lane_settings, lane_bytes_max=1 << 20)
     script = "n = 0\nsay('go')\nwhile True:\n    n += appender.append(n, text_of(n))"
     drained = Drained(lane_settings)
     with child(lane_settings, script) as stopped, Producer([Sample], settings=lane_settings) as other:
         assert stopped.line() == "go"
         mine = other.appender(Sample)
-        for round_ in range(10):
+        for round_ in range(30):
             stopped.process.send_signal(signal.SIGSTOP)
             seen = len(drained.drain())
             assert all(mine.append(number, text_of(number)) for number in range(100))
