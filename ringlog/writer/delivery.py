@@ -31,7 +31,6 @@ CONFIRM_SURPRISE_SECONDS = 1.0  # a surprise in a client library is no flood of 
 # that has not returned after so long never will, and its thread cannot be ended: the process must be.
 SEND_SECONDS_MAX = 30.0
 SEND_WAITS_MAX = 10  # waits of at most the request's time limit in one sending; where those may take longer, so may it
-BISECT_SECONDS_MAX = 600.0  # three requests a refused row
 BACKOFF_SECONDS_MIN = 0.1
 BACKOFF_SECONDS_MAX = 5.0
 
@@ -179,8 +178,6 @@ class Delivery:
         now, since = time.monotonic(), self._sending_since
         if since is not None and now - since > self._send_seconds_max:
             self._hang(self._send_seconds_max)
-        if self._search is not None and now - self._search.since > BISECT_SECONDS_MAX:
-            self._hang(BISECT_SECONDS_MAX)
 
     def _hang(self, seconds: float) -> NoReturn:
         self.is_hung = True
