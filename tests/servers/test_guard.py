@@ -17,6 +17,7 @@ PARENT = """
 import os, signal, sys, time
 from ringlog.servers import PostgresServer, ValkeyServer
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests in the background may have ignored it
 server = {kind}().start()
 child = os.fork() if {fork} else -1
 if child == 0:
