@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
+
+from bench.stack import wait_for
 
 Execute = Callable[[str], Any]
 
@@ -74,26 +75,18 @@ def fill(execute: Execute, table: str, rows: int, end_us: int, span_us: int = DA
         wait_applied(execute, table)
 
 
-def wait_applied(execute: Execute, table: str, timeout_seconds: float = 120.0) -> None:
+def wait_applied(execute: Execute, table: str) -> None:
     """Returns once every transaction of `table` is applied; TimeoutError else."""
     behind = f"SELECT count() FROM wal_tables() WHERE name = '{table}' AND (writerTxn < sequencerTxn OR suspended)"
-    _wait(lambda: not execute(behind)[0][0], f"{table}: its rows to be applied", timeout_seconds)
+    wait_for(lambda: not execute(behind)[0][0], f"rows of {table} that are all applied")
 
 
-def refresh(execute: Execute, view: str, timeout_seconds: float = 120.0) -> None:
+def refresh(execute: Execute, view: str) -> None:
     """Has a view take in all rows of its base now, rather than within a minute; TimeoutError else."""
     execute(f"REFRESH MATERIALIZED VIEW {view} INCREMENTAL")
     stale = (
         f"SELECT count() FROM materialized_views() WHERE view_name = '{view}' "
         "AND (refresh_base_table_txn < base_table_txn OR view_status <> 'valid')"
     )
-    _wait(lambda: not execute(stale)[0][0], f"{view}: its refresh", timeout_seconds)
-    wait_applied(execute, view, timeout_seconds)
-
-
-def _wait(condition: Callable[[], bool], what: str, timeout_seconds: float) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: got none within {timeout_seconds} s")
-        time.sleep(0.02)
+    wait_for(lambda: not execute(stale)[0][0], f"refreshed view {view}")
+    wait_applied(execute, view)

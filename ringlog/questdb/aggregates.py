@@ -205,7 +205,7 @@ def _sources(
 def _read(
     view: Rollup, table: str, keys: Sequence[str], where: str, parameters: tuple[Any, ...], span: tuple[int, int]
 ) -> Generator[Statement, Rows, Rows | None]:
-    """The rows of one piece of a view, None where it lacks rows that its table has.
+    """The rows of one piece of a view, None where they were not made of just the rows that its table has.
 
     One statement gives the rows and both counts: a view that is filled anew (REFRESH ... FULL, by hand or by a
     migration) is empty for a moment, and would not be noticed by counts that were asked for before or after.
@@ -215,7 +215,7 @@ def _read(
     for part, *values in (yield Statement(select, (*span, *span, *span, *parameters))):
         parts[part].append(tuple(values))
     stored, taken = (parts[part][0][len(keys)] or 0 for part in (0, 1))
-    return parts[2] if taken >= stored else None
+    return parts[2] if taken == stored else None
 
 
 def _merge(rollup: Rollup, groups: Groups, rows: Rows, fixed: dict[str, Any]) -> None:

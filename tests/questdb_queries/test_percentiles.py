@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ringlog.questdb.migrations import script
 from ringlog.questdb.percentiles import RATIO, bucket_of, bucket_value, histogram_percentiles, nearest_rank
-from ringlog.questdb.rollups import ROLLUPS, Rollup
+from ringlog.questdb.rollups import REFRESH_US, ROLLUPS, Rollup
 from ringlog.questdb.spans import MINUTE_US, pieces
 from ringlog.questdb.views import normalised
 
@@ -90,5 +90,5 @@ def test_pieces_cover_the_span(start: int, length: int, order: str, seconds: flo
 def test_sql_file_is_the_rollup(rollup: Rollup) -> None:
     """The view's SQL file asks exactly what the queries rely on."""
     text = normalised(script(rollup.view) or "")
-    assert normalised(f"({rollup.definition})") in text
+    assert normalised(f"REFRESH EVERY {REFRESH_US // MINUTE_US}m AS ({rollup.definition})") in text
     assert f"create materialized view if not exists {rollup.view} with base {rollup.table} " in text

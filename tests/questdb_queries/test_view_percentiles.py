@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ from ringlog.questdb.connection import Connection
 from ringlog.questdb.migrations import migrate, script
 from ringlog.questdb.percentiles import nearest_rank
 from ringlog.questdb.queries import Queries
-from ringlog.questdb.rollups import ROLLUPS
+from ringlog.questdb.rollups import REFRESH_US, ROLLUPS
 from ringlog.questdb.statements import Plan, Statement
 from ringlog.records import LatencySample, layout_of
 from ringlog.settings import Settings
@@ -267,6 +270,41 @@ def test_migration_mends_and_checks_views(insert: Insert, execute: Execute, sett
     execute("CREATE MATERIALIZED VIEW latency_minutes AS (SELECT timestamp, count() c FROM latencies SAMPLE BY 1m)")
     problem = {m.name: m.problem for m in migrate(settings, [layout])}["latency_minutes"]
     assert "DROP MATERIALIZED VIEW latency_minutes" in problem
+
+
+@pytest.mark.usefixtures("empty", "restored_view")
+def test_migration_beside_writes(insert: Insert, execute: Execute, settings: Settings) -> None:
+    """A view is made while rows come all the time: the migration waits for those that were there before it only."""
+    is_over = threading.Event()
+
+    def written() -> None:
+        connection = Connection.from_settings(settings)
+        for seq in itertools.count():
+            if is_over.is_set():
+                connection.close()
+                return
+            connection.execute("INSERT INTO latencies VALUES (now(), 9, %s, 's', 'o', 1.0)", (seq,))
+
+    insert("latencies", samples(100, seed=9))
+    execute("DROP MATERIALIZED VIEW latency_minutes")
+    with ThreadPoolExecutor(2) as threads:
+        writing = threads.submit(written)
+        try:
+            migrations = threads.submit(migrate, settings, [layout_of(LatencySample)]).result(40)
+        finally:
+            is_over.set()
+    writing.result()
+    assert not any(migration.problem for migration in migrations)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty")
+def test_the_server_refreshes_by_itself(insert: Insert, execute: Execute) -> None:
+    """Nobody asks for it: within two refreshes rows are in the minutes, and within two more in the hours."""
+    insert("latencies", samples(100, seed=10), views=False)
+    for view in ("latency_minutes", "latency_hours"):
+        taken = f"SELECT sum(samples) FROM {view}"
+        wait_until(lambda taken=taken: execute(taken) == [(100,)], f"the refresh of {view}", 2.2 * REFRESH_US / 1e6)
 
 
 def test_views_follow_the_connection(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -28,23 +29,16 @@ Lanes = list[tuple[LaneReader, Appender]]
 @pytest.fixture
 def lanes(lane_settings: Settings) -> Iterator[Lanes]:
     """Lanes of one record type, as those of so many processes; 64 slots each, so that records go round them."""
-    producers, readers = [], []
-    for _ in range(LANES):
-        producers.append(Producer([Sample], settings=lane_settings, lane_bytes={Sample: 32 * 1024}).open())
-    by_lane = {card.lane: LaneReader.attach(card) for card in cards(Instance(lane_settings))}
-    found = []
-    for producer in producers:
-        appender = producer.appender(Sample)
-        assert appender.append(0, text_of(0))
-        reader = next(reader for reader in by_lane.values() if reader.head > reader.tail)
-        reader.advance(reader.head)
-        found.append((reader, appender))
-        readers.append(reader)
-    yield found
-    for reader in readers:
-        reader.close()
-    for producer in producers:
-        producer.close()
+    with contextlib.ExitStack() as stack:
+        found = []
+        for _ in range(LANES):
+            producer = Producer([Sample], settings=lane_settings, lane_bytes={Sample: 32 * 1024})
+            appender = stack.enter_context(producer).appender(Sample)
+            (card,) = (card for card in cards(Instance(lane_settings)) if card.lane == appender.lane)
+            reader = LaneReader.attach(card)
+            stack.callback(reader.close)
+            found.append((reader, appender))
+        yield found
 
 
 def fill(lanes: Lanes, steps: list[list[int]]) -> None:
@@ -77,18 +71,18 @@ def test_what_is_left_is_newer(lanes: Lanes) -> None:
     def any_lanes(steps: list[list[int]], limits: list[int], rows_max: int) -> None:
         fill(lanes, steps)
         readers = [reader for reader, _ in lanes]
-        given = shares(readers, limits, rows_max)
-        assert all(
-            0 <= rows <= min(lane.waiting, limit) for rows, lane, limit in zip(given, readers, limits, strict=True)
-        )
-        assert sum(given) <= rows_max
-        assert any(given) == any(min(lane.waiting, limit) for lane, limit in zip(readers, limits, strict=True))
-        parts = [timestamps(lane, rows) for lane, rows in zip(readers, given, strict=True)]
+        waiting = [lane.waiting for lane in readers]
+        wanted = [min(pair) for pair in zip(waiting, limits, strict=True)]
+        found = shares(readers, limits, rows_max)
+        assert all(0 <= rows <= most for rows, most in zip(found, wanted, strict=True))
+        assert sum(found) <= rows_max
+        assert any(found) == any(wanted)
+        if wanted == waiting and sum(waiting) <= rows_max:
+            assert found == waiting
+        parts = [timestamps(lane, rows) for lane, rows in zip(readers, found, strict=True)]
         taken, left = [time for part in parts for time in part[0]], [time for part in parts for time in part[1]]
         if taken and left and min(taken) < min(left):
             assert max(taken) < min(left)
-        if all(lane.waiting <= limit for lane, limit in zip(readers, limits, strict=True)) and not left:
-            assert sum(given) == sum(lane.waiting for lane in readers)
 
     any_lanes()
 
@@ -113,9 +107,9 @@ def test_records_of_one_time_are_not_parted(lanes: Lanes) -> None:
 def test_no_lane_waits_for_one_that_is_at_another_time(lanes: Lanes) -> None:
     """A lane full of an old recording takes nothing away from the share of lanes that are at now."""
     fill(lanes, [[-AHEAD_US_MAX - 50_000] + [1_000] * 39, [1_000] * 30, [1_000] * 30])
-    given = shares([reader for reader, _ in lanes], [64] * LANES, 45)
-    assert given[0] == 15
-    assert min(given[1:]) >= 14
+    found = shares([reader for reader, _ in lanes], [64] * LANES, 45)
+    assert found[0] == 15
+    assert min(found[1:]) >= 14
 
 
 def test_a_lane_whose_head_cannot_be_gives_nothing(lanes: Lanes) -> None:
@@ -124,6 +118,6 @@ def test_a_lane_whose_head_cannot_be_gives_nothing(lanes: Lanes) -> None:
     readers = [reader for reader, _ in lanes]
     broken, head = readers[1], readers[1].head
     store(broken._memory, HEAD_OFFSET, head + 10 * broken.capacity)
-    given = shares(readers, [64] * LANES, 100)
+    found = shares(readers, [64] * LANES, 100)
     store(broken._memory, HEAD_OFFSET, head)
-    assert given == [10, 0, 10]
+    assert found == [10, 0, 10]
