@@ -10,7 +10,8 @@
            whole slot. Reordered, it would read a slot of the last lap.
      tail  stored with release by the writer (advance), loaded with acquire by append when its copy says full: an append that
            sees the new tail may overwrite the slots below it. Reordered, it could overwrite a slot still being read.
-     state and refuse word: plain flags, loaded relaxed at every append; nothing else is ordered by them. */
+     state and refuse word: plain flags, loaded relaxed at every append; nothing else is ordered by them. They are looked at
+     once the slot is written, when they have arrived: until it is published a slot is nobody's. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -27,6 +28,14 @@
 #error "ringlog's C ring needs GCC or Clang; the Python ring works without it"
 #endif
 
+/* What an append runs lies in one page, for after a sleep each page that it needs costs more than the lines in it. */
+#ifdef __ELF__
+#define HOT __attribute__((section(".text.append"), noinline))
+#else
+#define HOT __attribute__((noinline))
+#endif
+#define INLINE static inline __attribute__((always_inline)) /* in each of its callers, so that a call is part of none */
+
 /* An int of a single digit, read without a call. */
 #if PY_VERSION_HEX >= 0x030C0000
 #define LONG_IS_SMALL(value) PyUnstable_Long_IsCompact((PyLongObject *)(value))
@@ -38,11 +47,12 @@
 
 enum kind { TIMESTAMP, DOUBLE, LONG, BOOLEAN, SYMBOL, VARCHAR, JSON, KINDS };
 enum refused { FULL, BOARD, BUDGET, REENTRANT, CLOSED, REFUSED_WORDS };
-enum outcome { WRITTEN, COERCE, FAILED };
+enum outcome { WRITTEN, COERCE, SHUT, REFUSED, FAILED };
 
 #define FIELDS_MAX 64
 #define NULL_LENGTH 0xFFFF
 #define LINE_BYTES 64
+#define PAGE_BYTES 4096
 #define TIMESTAMP_MIN INT64_C(946684800000000) /* 2000-01-01 */
 #define TIMESTAMP_AHEAD_MAX INT64_C(3600000000) /* one hour */
 
@@ -57,14 +67,22 @@ typedef struct {
     int64_t *integers;  /* or the values of a long's */
 } Choices;
 
-/* A symbol that a field was given lately, by the identity of the str, with its checked bytes: a cache line. */
-#define KEPT_SHIFT 4 /* entries of a field, as a power of two */
-#define KEPT (1u << KEPT_SHIFT)
-#define IMAGE_BYTES 56
+/* A symbol that a field was given lately, by the identity of the str, with its checked bytes. */
 typedef struct {
-    PyObject *text;                    /* owned: as long as it is here, no other object has its address */
-    unsigned char image[IMAGE_BYTES]; /* u16 length and text */
+    PyObject *text;        /* owned: as long as it is here, no other object has its address */
+    unsigned char image[]; /* u16 length and text, whole words */
 } Symbol;
+
+/* Those of a field, close together: in an append that comes after a sleep each page costs more than the lines in it. */
+#define KEPT_SHIFT 4 /* places of a field, as a power of two */
+#define KEPT (1u << KEPT_SHIFT)
+#define IMAGE_BYTES_MAX 56
+#define MULTIPLIER UINT32_C(0x9E3779B1) /* the first one: 2^32 over the golden ratio */
+typedef struct {
+    unsigned char *places;
+    uint32_t multiplier;  /* of an address, which gives a place */
+    uint32_t place_shift; /* bytes of a place, as a power of two */
+} Symbols;
 
 typedef struct {
     uint8_t kind;
@@ -74,7 +92,7 @@ typedef struct {
     uint32_t offset;
     uint32_t width;
     Limit minimum, maximum; /* of a double or a long */
-    Symbol *symbols;        /* KEPT of them; NULL: this field keeps none */
+    Symbols *symbols;       /* NULL: this field keeps none */
     Choices *choices;       /* owned, or NULL */
     PyObject *name;         /* owned, interned */
 } Field;
@@ -96,6 +114,16 @@ static inline int64_t now_us(void)
     return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
+static inline Symbol *symbol_at(const Symbols *symbols, uint32_t place)
+{
+    return (Symbol *)(symbols->places + ((size_t)place << symbols->place_shift));
+}
+
+static inline uint32_t place_of(PyObject *text, uint32_t multiplier)
+{
+    return ((uint32_t)((uintptr_t)text >> 4) * multiplier) >> (32 - KEPT_SHIFT);
+}
+
 /* ---- fields ---------------------------------------------------------------------------------------------------- */
 
 static void choices_free(Choices *choices)
@@ -112,8 +140,8 @@ static void choices_free(Choices *choices)
 static void field_clear(Field *field)
 {
     choices_free(field->choices);
-    for (uint32_t i = 0; field->symbols && i < KEPT; i++)
-        Py_XDECREF(field->symbols[i].text);
+    for (uint32_t place = 0; field->symbols && place < KEPT; place++)
+        Py_XDECREF(symbol_at(field->symbols, place)->text);
     Py_XDECREF(field->name);
     memset(field, 0, sizeof *field);
 }
@@ -295,23 +323,26 @@ static inline int copy_short_text(unsigned char *to, const char *from, size_t le
     return sound;
 }
 
-/* Copies a text and says whether it has no NUL byte, in one pass; the last step overlaps the one before. */
+/* Copies 16 bytes and says which of them are NUL. */
+static inline Vector copy_vector(unsigned char *to, const char *from)
+{
+    Vector part;
+    memcpy(&part, from, 16);
+    memcpy(to, &part, 16);
+    return (Vector)(part == 0);
+}
+
+/* Copies a text and says whether it has no NUL byte, in one pass; the last steps overlap those before. */
 static inline int copy_text(unsigned char *to, const char *from, size_t length)
 {
     if (length < 16)
         return copy_short_text(to, from, length);
-    Vector part, zeros = {0};
-    size_t at = 0;
-    for (;;) {
-        memcpy(&part, from + at, 16);
-        memcpy(to + at, &part, 16);
-        zeros |= (Vector)(part == 0);
-        if (at == length - 16)
-            break;
-        at += 16;
-        if (at > length - 16)
-            at = length - 16;
-    }
+    Vector zeros = {0};
+    size_t at = 0, last = length - 16;
+    for (; at + 32 <= length; at += 32)
+        zeros |= copy_vector(to + at, from + at) | copy_vector(to + at + 16, from + at + 16);
+    zeros |= copy_vector(to + (at < last ? at : last), from + (at < last ? at : last));
+    zeros |= copy_vector(to + last, from + last);
     uint64_t halves[2];
     memcpy(halves, &zeros, 16);
     return !(halves[0] | halves[1]);
@@ -354,29 +385,64 @@ static inline void copy_words(unsigned char *to, const unsigned char *from)
     } while (at < (size_t)length + 2);
 }
 
-/* Where a symbol is kept, if it is: at the place of its address or the one beside it. */
-static inline uint32_t symbol_place(PyObject *text)
+/* Looks for a multiplier by which `text` and all that are kept have places of their own, and moves them there: an append
+   looks at one place alone, and while they are few, which is the rule, finds each. */
+static void symbols_spread(Symbols *symbols, PyObject *text)
 {
-    return ((uint32_t)((uintptr_t)text >> 4) * UINT32_C(0x9E3779B1)) >> (32 - KEPT_SHIFT);
+    unsigned char kept[KEPT * (sizeof(Symbol) + IMAGE_BYTES_MAX)];
+    uint32_t multiplier = symbols->multiplier, count = 0;
+    for (uint32_t place = 0; place < KEPT; place++)
+        count += symbol_at(symbols, place)->text != NULL;
+    for (int tries = count > KEPT / 2 ? 0 : 64; tries > 0; tries--) {
+        multiplier = (multiplier * UINT32_C(1664525) + UINT32_C(1013904223)) | 1; /* the next of a random sequence */
+        uint32_t taken = 1u << place_of(text, multiplier), place = 0;
+        for (; place < KEPT; place++) {
+            PyObject *other = symbol_at(symbols, place)->text;
+            uint32_t bit = other ? 1u << place_of(other, multiplier) : 0;
+            if (taken & bit)
+                break;
+            taken |= bit;
+        }
+        if (place < KEPT)
+            continue;
+        size_t bytes = (size_t)1 << symbols->place_shift;
+        Symbols before = {kept, 0, symbols->place_shift};
+        memcpy(kept, symbols->places, KEPT * bytes);
+        memset(symbols->places, 0, KEPT * bytes);
+        symbols->multiplier = multiplier;
+        for (place = 0; place < KEPT; place++) {
+            const Symbol *symbol = symbol_at(&before, place);
+            if (symbol->text)
+                memcpy(symbol_at(symbols, place_of(symbol->text, multiplier)), symbol, bytes);
+        }
+        return;
+    }
 }
 
-/* A symbol repeats, and mostly as the very same object: then its checked bytes are at hand. */
+/* A symbol repeats, and mostly as the very same object: then its checked bytes are at hand, at its place or, where many
+   are kept, the one beside it. */
 static int write_symbol(const Field *field, PyObject *value, unsigned char *slot)
 {
     unsigned char *at = slot + field->offset;
-    if (!field->symbols)
+    Symbols *symbols = field->symbols;
+    if (!symbols)
         return write_text(field, value, slot);
-    Symbol *first = &field->symbols[symbol_place(value)], *second = &field->symbols[symbol_place(value) ^ 1];
-    if (first->text == value || second->text == value) {
-        copy_words(at, first->text == value ? first->image : second->image);
-        return WRITTEN;
-    }
+    uint32_t place = place_of(value, symbols->multiplier);
+    for (uint32_t beside = 0; beside < 2; beside++)
+        if (symbol_at(symbols, place ^ beside)->text == value) {
+            copy_words(at, symbol_at(symbols, place ^ beside)->image);
+            return WRITTEN;
+        }
     if (write_text(field, value, slot) != WRITTEN)
         return COERCE;
+    if (symbol_at(symbols, place)->text)
+        symbols_spread(symbols, value);
+    place = place_of(value, symbols->multiplier);
+    Symbol *first = symbol_at(symbols, place), *second = symbol_at(symbols, place ^ 1);
     PyObject *forgotten = NULL;
     if (first->text) { /* the newest where it is looked for first, and the one before it beside it */
         forgotten = second->text;
-        *second = *first;
+        memcpy(second, first, (size_t)1 << symbols->place_shift);
     }
     uint16_t length;
     memcpy(&length, at, 2);
@@ -592,6 +658,11 @@ static inline int ring_usable(const Ring *self)
     return ring_is_own(self) && load_relaxed(self->state_word) == 0;
 }
 
+static inline int ring_open(const Ring *self)
+{
+    return (load_relaxed(self->state_word) | load_relaxed(self->board_word)) == 0;
+}
+
 /* Asks Python for a lane that may be written. 1: go on; 0: refused (counted); -1: an exception is set. */
 static int ring_recover(Ring *self, uint64_t rows)
 {
@@ -639,8 +710,13 @@ static inline void ring_publish(Ring *self, uint64_t rows)
     store_release(self->head_word, self->head); /* SYNC POINT head: with the drain */
     /* Two ahead: the next one's lines are on their way already when appends follow each other closely. */
     unsigned char *next = self->slots + ((self->head + 1) & (self->capacity - 1)) * self->slot_bytes;
-    for (uint32_t line = 0; line < self->slot_bytes && line < 6 * LINE_BYTES; line += LINE_BYTES)
-        PREFETCH_WRITE(next + line);
+    /* Written out: GCC makes no loop of it. Of a smaller slot these are lines of those after it: no address is wrong here. */
+    PREFETCH_WRITE(next);
+    PREFETCH_WRITE(next + LINE_BYTES);
+    PREFETCH_WRITE(next + 2 * LINE_BYTES);
+    PREFETCH_WRITE(next + 3 * LINE_BYTES);
+    PREFETCH_WRITE(next + 4 * LINE_BYTES);
+    PREFETCH_WRITE(next + 5 * LINE_BYTES);
 }
 
 /* append_many(rows, count) -> how many were accepted, from the front. The caller has checked the rows. */
@@ -793,7 +869,7 @@ typedef struct {
         struct {
             Limit minimum, maximum;
         };
-        Symbol *symbols;
+        Symbols symbols;
     };
 } Step;
 
@@ -847,21 +923,32 @@ static enum group field_group(const Field *field)
     case BOOLEAN:
         return BOOLEANS;
     case SYMBOL:
-        return bytes == 8 ? SHORT_SYMBOLS : bytes <= IMAGE_BYTES ? SYMBOLS : OTHERS;
+        return bytes == 8 ? SHORT_SYMBOLS : bytes <= IMAGE_BYTES_MAX ? SYMBOLS : OTHERS;
     default:
         return field->choices ? OTHERS : TEXTS;
     }
 }
 
+/* The bytes of a place for a field's symbols, as a power of two. */
+static uint32_t place_shift(const Field *field)
+{
+    uint32_t shift = 4;
+    while (((size_t)1 << shift) < sizeof(Symbol) + whole_words((size_t)field->width + 2))
+        shift++;
+    return shift;
+}
+
 /* Sorts all fields but the timestamp into groups, once they are known. */
 static int appender_sort(Appender *self)
 {
-    int count = self->count - 1, kept = 0, at = 0;
+    int count = self->count - 1, at = 0;
+    size_t bytes = 0;
     for (int i = 0; i < count; i++)
-        kept += field_group(&self->fields[i]) == SHORT_SYMBOLS || field_group(&self->fields[i]) == SYMBOLS;
-    if (!(self->symbols = PyMem_Calloc((size_t)kept * KEPT + 1, sizeof(Symbol))))
+        if (field_group(&self->fields[i]) == SHORT_SYMBOLS || field_group(&self->fields[i]) == SYMBOLS)
+            bytes += (size_t)KEPT << place_shift(&self->fields[i]);
+    if (!(self->symbols = PyMem_Calloc(1, bytes + PAGE_BYTES)))
         return PyErr_NoMemory(), -1;
-    Symbol *symbols = (Symbol *)(((uintptr_t)self->symbols + LINE_BYTES - 1) & ~(uintptr_t)(LINE_BYTES - 1));
+    unsigned char *places = (unsigned char *)(((uintptr_t)self->symbols + PAGE_BYTES - 1) & ~(uintptr_t)(PAGE_BYTES - 1));
     for (int group = 0; group < GROUPS; self->ends[group++] = (uint8_t)at)
         for (int i = 0; i < count; i++) {
             Field *field = &self->fields[i];
@@ -870,8 +957,9 @@ static int appender_sort(Appender *self)
             Step *step = &self->steps[at++];
             *step = (Step){.offset = field->offset, .place = (uint16_t)i, .width = (uint16_t)field->width};
             if (group == SHORT_SYMBOLS || group == SYMBOLS) {
-                step->symbols = field->symbols = symbols;
-                symbols += KEPT;
+                step->symbols = (Symbols){places, MULTIPLIER, place_shift(field)};
+                places += (size_t)KEPT << place_shift(field);
+                field->symbols = &step->symbols;
             }
             else {
                 step->minimum = field->minimum;
@@ -1028,7 +1116,8 @@ static inline void text_prefetch(PyObject *value)
 }
 
 /* Writes the value of every field but the timestamp. What is not of the exact type, or is None, goes the long way. */
-static inline int appender_write_given(const Appender *self, PyObject *const *values, unsigned char *slot)
+HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const Appender *self, PyObject *const *values,
+                                                                         unsigned char *slot)
 {
     const Step *step = self->steps;
     for (const Step *end = self->steps + self->ends[DOUBLES]; step < end; step++) {
@@ -1059,7 +1148,7 @@ static inline int appender_write_given(const Appender *self, PyObject *const *va
     /* The two loops over symbols look alike on purpose: each copies a number of bytes that the compiler knows. */
     for (const Step *end = self->steps + self->ends[SHORT_SYMBOLS]; step < end; step++) {
         PyObject *value = values[step->place];
-        const Symbol *symbol = &step->symbols[symbol_place(value)];
+        const Symbol *symbol = symbol_at(&step->symbols, place_of(value, step->symbols.multiplier));
         if (UNLIKELY(symbol->text != value)) {
             if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
                 return COERCE;
@@ -1069,7 +1158,7 @@ static inline int appender_write_given(const Appender *self, PyObject *const *va
     }
     for (const Step *end = self->steps + self->ends[SYMBOLS]; step < end; step++) {
         PyObject *value = values[step->place];
-        const Symbol *symbol = &step->symbols[symbol_place(value)];
+        const Symbol *symbol = symbol_at(&step->symbols, place_of(value, step->symbols.multiplier));
         if (UNLIKELY(symbol->text != value)) {
             if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
                 return COERCE;
@@ -1119,9 +1208,10 @@ static int appender_write_or_default(const Appender *self, PyObject *const *valu
     return WRITTEN;
 }
 
-/* Writes one record and publishes it. `count` values: with the timestamp, or all but it; `complete`: none of the others is
-   NULL. COERCE: a value is not of the exact type, or wrong; nothing was published. */
-static inline int appender_write(Appender *self, PyObject *const *values, int count, int complete)
+/* Writes one record to a free slot of this process's lane and publishes it. `count` values: with the timestamp, or all but
+   it; `complete`: none of the others is NULL. COERCE: a value is not of the exact type, or wrong; SHUT: the lane or the board
+   takes none; nothing was published. */
+INLINE int appender_write(Appender *self, PyObject *const *values, int count, int complete)
 {
     Ring *ring = self->ring;
     PyObject *timestamp = UNLIKELY(count == self->count && values[count - 1]) ? values[count - 1] : Py_None;
@@ -1137,6 +1227,8 @@ static inline int appender_write(Appender *self, PyObject *const *values, int co
     if (UNLIKELY(written != WRITTEN ||
                  write_timestamp(timestamp, slot + self->timestamp_offset, now) != WRITTEN))
         return COERCE;
+    if (UNLIKELY(!ring_open(ring)))
+        return SHUT;
     ring_publish(ring, 1);
     return WRITTEN;
 }
@@ -1178,49 +1270,64 @@ static inline int appender_ready(Appender *self)
     return 1;
 }
 
-static PyObject *appender_append_coerced(Appender *self, PyObject *const *values, int count, int complete)
+/* Appends once a slot is free and lane and board are open. COERCE as appender_write; REFUSED: counted; FAILED: an exception
+   is set. */
+static __attribute__((noinline)) int appender_write_when_ready(Appender *self, PyObject *const *values, int count, int complete)
 {
-    PyObject *exact[FIELDS_MAX];
-    if (appender_coerce(self, values, count, exact) < 0)
-        return NULL;
-    int ready = appender_ready(self); /* anew: Python code has run since */
-    int outcome = ready == 1 ? appender_write(self, exact, count, complete) : FAILED;
-    for (int i = 0; i < count; i++)
-        Py_XDECREF(exact[i]);
-    if (ready < 0)
-        return NULL;
-    if (outcome == COERCE) {
-        PyErr_SetString(PyExc_SystemError, "coerce gave back a value that does not fit");
-        return NULL;
+    int outcome = SHUT;
+    while (outcome == SHUT) { /* again: another process has shut it meanwhile, and appender_ready knows what to do */
+        int ready = appender_ready(self);
+        if (ready <= 0)
+            return ready < 0 ? FAILED : REFUSED;
+        outcome = appender_write(self, values, count, complete);
     }
-    return PyBool_FromLong(outcome == WRITTEN);
+    return outcome;
 }
 
-static PyObject *appender_append(Appender *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
+/* The long way of an append: where no slot is at hand, or the values are not of the exact types. */
+static __attribute__((noinline)) PyObject *appender_append_slowly(Appender *self, PyObject *const *values, int count,
+                                                                  int complete)
 {
-    PyObject *arranged[FIELDS_MAX];
-    PyObject *const *values = args;
-    int count = (int)given, complete = 1;
-    if (UNLIKELY(!self->timestamp_offset)) { /* set last by a construction that came to its end */
+    int outcome = appender_write_when_ready(self, values, count, complete);
+    if (outcome == COERCE) {
+        PyObject *exact[FIELDS_MAX] = {NULL};
+        if (appender_coerce(self, values, count, exact) < 0)
+            return NULL;
+        outcome = appender_write_when_ready(self, exact, count, complete); /* anew: Python code has run since */
+        for (int i = 0; i < count; i++)
+            Py_XDECREF(exact[i]);
+        if (outcome == COERCE)
+            PyErr_SetString(PyExc_SystemError, "coerce gave back a value that does not fit");
+    }
+    return outcome == WRITTEN || outcome == REFUSED ? PyBool_FromLong(outcome == WRITTEN) : NULL;
+}
+
+INLINE PyObject *appender_append_values(Appender *self, PyObject *const *values, int count, int complete)
+{
+    if (LIKELY(ring_is_own(self->ring) && ring_free(self->ring, 1)) &&
+        LIKELY(appender_write(self, values, count, complete) == WRITTEN))
+        Py_RETURN_TRUE;
+    return appender_append_slowly(self, values, count, complete);
+}
+
+/* An append with keywords, or with fewer values than fields. */
+static __attribute__((noinline)) PyObject *appender_append_arranged(Appender *self, PyObject *const *args, Py_ssize_t given,
+                                                                    PyObject *names)
+{
+    PyObject *values[FIELDS_MAX];
+    if (!self->timestamp_offset) { /* set last by a construction that came to its end */
         PyErr_SetString(PyExc_TypeError, "Appender was not initialised");
         return NULL;
     }
-    if (UNLIKELY(names || (given != self->count && given != self->count - 1))) {
-        complete = appender_arrange(self, args, given, names, arranged);
-        if (complete < 0)
-            return NULL;
-        values = arranged;
-        count = self->count;
-    }
-    int ready = appender_ready(self);
-    if (UNLIKELY(ready <= 0)) {
-        if (ready < 0)
-            return NULL;
-        Py_RETURN_FALSE;
-    }
-    if (LIKELY(appender_write(self, values, count, complete) == WRITTEN))
-        Py_RETURN_TRUE;
-    return appender_append_coerced(self, values, count, complete);
+    int complete = appender_arrange(self, args, given, names, values);
+    return complete < 0 ? NULL : appender_append_values(self, values, self->count, complete);
+}
+
+HOT static PyObject *appender_append(Appender *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
+{
+    if (UNLIKELY(names || !self->timestamp_offset || (given != self->count && given != self->count - 1)))
+        return appender_append_arranged(self, args, given, names);
+    return appender_append_values(self, args, (int)given, 1);
 }
 
 static int appender_traverse(Appender *self, visitproc visit, void *arg)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
+import sys
 import threading
 import time
 from types import ModuleType
@@ -13,7 +16,7 @@ import pytest
 from ring_memory import RINGS, SLOTS_AT, WORDS, Lane, RingUnderTest, module, plain
 
 from ringlog.errors import RecordTypeError, RecordValueError
-from ringlog.layout import HEAD_OFFSET, REFUSED_OFFSET, STATE_OFFSET, TAIL_OFFSET, Refused
+from ringlog.layout import HEAD_OFFSET, REFUSED_OFFSET, STATE_OFFSET, TAIL_OFFSET, BoardReason, Refused
 from ringlog.records import Record, Varchar
 
 STAMP = 1_767_225_600_000_000
@@ -104,6 +107,24 @@ def test_presets_are_written_into_every_record(ring: RingUnderTest) -> None:
         ("preset", "läuft", None, 99, True)
     }
     assert [row["number"] for row in rows] == [float(number) for number in range(2, 10)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9, 16, 17, 60])
+def test_symbols_that_come_again(ring: RingUnderTest, count: int) -> None:
+    """However many symbols there are and in whatever order they come again, each record has its own; none is leaked."""
+    rng = np.random.default_rng(count)
+    symbols = [f"{number}" * (1 + number % 6) for number in range(count)]
+    held = [sys.getrefcount(symbol) for symbol in symbols]
+    append = ring.bind()
+    for _ in range(40 * count):
+        ring.lane.set_word(TAIL_OFFSET, ring.lane.head)
+        symbol = symbols[rng.integers(count)]
+        assert append(symbol, "left", number=1.0)
+        assert plain(ring.layout, ring.lane.slots(ring.lane.head - 1, 1)[0])["symbol"] == symbol
+    del append
+    gc.collect()
+    del symbol
+    assert [sys.getrefcount(symbol) for symbol in symbols] == held
 
 
 def test_appenders_of_one_ring_share_its_order(ring: RingUnderTest) -> None:
@@ -378,6 +399,31 @@ def test_threads_share_a_ring(implementation: ModuleType) -> None:
         own = [row for row in rows if row["symbol"] == f"t{index}"]
         assert [row["text"] for row in own] == [str(number) for number in range(500)]
         assert [row["number"] for row in own] == [float(number) for number in range(500)]
+
+
+def test_a_board_that_opens_and_shuts_all_the_time(ring: RingUnderTest) -> None:
+    """Whenever another process changes its mind, an append is accepted or refused and counted, and never an error."""
+    calls, accepted = 0, 0
+    child = os.fork()
+    if child == 0:
+        try:
+            for _ in range(20_000_000):  # ended by its parent, or by itself should there be none
+                ring.lane.refuse(BoardReason.DISK_FULL)
+                ring.lane.refuse(BoardReason.ACCEPTING)
+        finally:
+            os._exit(1)
+    try:
+        deadline = time.monotonic() + 20
+        while min(accepted, calls - accepted) < 2000 and time.monotonic() < deadline:
+            ring.lane.set_word(TAIL_OFFSET, ring.lane.head)
+            accepted += ring.append("s", "left", None, {"made": "exact"}, 1.0)
+            calls += 1
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert min(accepted, calls - accepted) >= 2000
+    assert ring.lane.head == accepted
+    assert ring.ring.refused()[Refused.BOARD] == calls - accepted
 
 
 def test_appends_in_a_signal_storm(implementation: ModuleType) -> None:
