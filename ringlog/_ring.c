@@ -885,7 +885,7 @@ typedef struct {
     Ring *ring;
     int count; /* of fields that vary, the timestamp among them */
     int run_count;
-    uint8_t ends[GROUPS]; /* of the groups in `steps`, one after another */
+    const Step *ends[GROUPS]; /* of the groups in `steps`, one after another */
     uint32_t timestamp_offset;
     Step steps[FIELDS_MAX];
     Run runs[FIELDS_MAX];     /* the presets' bytes in the image */
@@ -956,7 +956,7 @@ static int appender_sort(Appender *self)
     if (!(self->symbols = PyMem_Calloc(1, bytes + PAGE_BYTES)))
         return PyErr_NoMemory(), -1;
     unsigned char *places = (unsigned char *)(((uintptr_t)self->symbols + PAGE_BYTES - 1) & ~(uintptr_t)(PAGE_BYTES - 1));
-    for (int group = 0; group < GROUPS; self->ends[group++] = (uint8_t)at)
+    for (int group = 0; group < GROUPS; self->ends[group++] = self->steps + at)
         for (int i = 0; i < count; i++) {
             Field *field = &self->fields[i];
             if ((int)field_group(field) != group)
@@ -1115,19 +1115,12 @@ static inline void copy_run(unsigned char *slot, const unsigned char *image, con
         slot[at] = image[at];
 }
 
-/* The end of a text lies in lines that nothing has read yet, unlike its head, whose reference count the call has raised. */
-static inline void text_prefetch(PyObject *value)
-{
-    __builtin_prefetch((char *)value + LINE_BYTES);
-    __builtin_prefetch((char *)value + 2 * LINE_BYTES);
-}
-
 /* Writes the value of every field but the timestamp. What is not of the exact type, or is None, goes the long way. */
 HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const Appender *self, PyObject *const *values,
                                                                          unsigned char *slot)
 {
     const Step *step = self->steps;
-    for (const Step *end = self->steps + self->ends[DOUBLES]; step < end; step++) {
+    for (const Step *end = self->ends[DOUBLES]; step < end; step++) {
         PyObject *value = values[step->place];
         if (UNLIKELY(!PyFloat_CheckExact(value))) {
             if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
@@ -1140,7 +1133,7 @@ HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const A
             return COERCE;
         memcpy(slot + step->offset, &number, 8);
     }
-    for (const Step *end = self->steps + self->ends[LONGS]; step < end; step++) {
+    for (const Step *end = self->ends[LONGS]; step < end; step++) {
         PyObject *value = values[step->place];
         if (UNLIKELY(!PyLong_CheckExact(value) || !LONG_IS_SMALL(value))) {
             if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
@@ -1153,7 +1146,7 @@ HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const A
         memcpy(slot + step->offset, &number, 8);
     }
     /* The two loops over symbols look alike on purpose: each copies a number of bytes that the compiler knows. */
-    for (const Step *end = self->steps + self->ends[SHORT_SYMBOLS]; step < end; step++) {
+    for (const Step *end = self->ends[SHORT_SYMBOLS]; step < end; step++) {
         PyObject *value = values[step->place];
         const Symbol *symbol = symbol_at(&step->symbols, place_of(value, step->symbols.multiplier));
         if (UNLIKELY(symbol->text != value)) {
@@ -1163,7 +1156,7 @@ HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const A
         }
         memcpy(slot + step->offset, symbol->image, 8);
     }
-    for (const Step *end = self->steps + self->ends[SYMBOLS]; step < end; step++) {
+    for (const Step *end = self->ends[SYMBOLS]; step < end; step++) {
         PyObject *value = values[step->place];
         const Symbol *symbol = symbol_at(&step->symbols, place_of(value, step->symbols.multiplier));
         if (UNLIKELY(symbol->text != value)) {
@@ -1177,7 +1170,7 @@ HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const A
         if (UNLIKELY(length > 14))
             copy_words(slot + step->offset, symbol->image);
     }
-    for (const Step *end = self->steps + self->ends[TEXTS]; step < end; step++) {
+    for (const Step *end = self->ends[TEXTS]; step < end; step++) {
         PyObject *value = values[step->place];
         if (UNLIKELY(!PyUnicode_CheckExact(value) || !PyUnicode_IS_COMPACT_ASCII(value))) {
             if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
@@ -1190,13 +1183,13 @@ HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const A
             return COERCE;
         write_u16(slot + step->offset, (unsigned)length);
     }
-    for (const Step *end = self->steps + self->ends[BOOLEANS]; step < end; step++) {
+    for (const Step *end = self->ends[BOOLEANS]; step < end; step++) {
         PyObject *value = values[step->place];
         if (UNLIKELY((value != Py_True) & (value != Py_False)))
             return COERCE;
         slot[step->offset] = value == Py_True;
     }
-    for (const Step *end = self->steps + self->ends[OTHERS]; step < end; step++)
+    for (const Step *end = self->ends[OTHERS]; step < end; step++)
         if (UNLIKELY(write_field(&self->fields[step->place], values[step->place], slot) != WRITTEN))
             return COERCE;
     return WRITTEN;
@@ -1223,14 +1216,12 @@ INLINE int appender_write(Appender *self, PyObject *const *values, int count, in
     Ring *ring = self->ring;
     PyObject *timestamp = UNLIKELY(count == self->count && values[count - 1]) ? values[count - 1] : Py_None;
     unsigned char *slot = ring->slots + (ring->head & (ring->capacity - 1)) * ring->slot_bytes;
-    for (int i = self->ends[TEXTS - 1]; complete && i < self->ends[TEXTS]; i++)
-        text_prefetch(values[self->steps[i].place]);
-    int64_t now = now_us(); /* before the fields: the processor goes on with them while its counter is read */
     memcpy(slot, &ring->head, 8);
     fence_release(); /* SYNC POINT overwritten: with a tap's copy, which sees the new seq before any field of it */
     for (int i = 0; i < self->run_count; i++)
         copy_run(slot, self->image, &self->runs[i]);
     int written = complete ? appender_write_given(self, values, slot) : appender_write_or_default(self, values, slot);
+    int64_t now = now_us(); /* last: reading the clock waits for all that was loaded before, which had better be much */
     if (UNLIKELY(written != WRITTEN ||
                  write_timestamp(timestamp, slot + self->timestamp_offset, now) != WRITTEN))
         return COERCE;
