@@ -80,8 +80,8 @@ typedef struct {
     unsigned char image[]; /* u16 length and text, whole words */
 } Symbol;
 
-/* Those of a field, close together: in an append that comes after a sleep each page costs more than the lines in it. */
-#define KEPT_SHIFT 4 /* places of a field, as a power of two */
+/* Those of a field. */
+#define KEPT_SHIFT 3 /* places of a field, as a power of two: a trade's are all in the page of its appender's plan */
 #define KEPT (1u << KEPT_SHIFT)
 #define IMAGE_BYTES_MAX 56
 #define MULTIPLIER UINT32_C(0x9E3779B1) /* the first one: 2^32 over the golden ratio */
@@ -104,7 +104,9 @@ typedef struct {
     PyObject *name;         /* owned, interned */
 } Field;
 
-static unsigned fork_generation; /* raised in every forked child, however it was forked */
+/* Raised in every forked child, however it was forked. Not 0 at first, so that it lies beside the tables of methods, which a
+   call looks at, too. */
+static unsigned fork_generation = 1;
 
 static void after_fork_in_child(void) { fork_generation++; }
 
@@ -187,7 +189,8 @@ static int choices_new(PyObject *tuple, int kind, Choices **to)
     return 0;
 }
 
-static size_t whole_words(size_t bytes) { return (bytes + 7) & ~(size_t)7; }
+static inline uintptr_t aligned(uintptr_t bytes, uintptr_t to) { return (bytes + to - 1) & ~(to - 1); }
+static size_t whole_words(size_t bytes) { return aligned(bytes, 8); }
 
 /* One field from its description: (name, kind, offset, width, nullable, minimum, maximum, choices). The limits are floats
    for a double and ints for every other kind. */
@@ -510,16 +513,25 @@ static __attribute__((noinline)) int write_field(const Field *field, PyObject *v
 
 /* ---- the ring, as its producer sees it -------------------------------------------------------------------------- */
 
+/* The lane that is written. A ring has it, and each of its appenders a copy, in the page of what an append needs. */
 typedef struct {
-    PyObject_HEAD
-    /* What each append reads, together: between two appends the caches hold other things. */
     unsigned char *slots; /* NULL while detached */
-    uint64_t *state_word, *board_word, *head_word;
-    uint64_t head, tail, capacity;
+    uint64_t *state_word, *board_word, *head_word, *tail_word;
+    uint64_t tail; /* as it was read last: never beyond the shared one */
+    uint64_t capacity;
     uint32_t slot_bytes;
     unsigned generation;
-    /* The rest. */
-    uint64_t *tail_word, *refused_words;
+} Lane;
+
+typedef struct Appender Appender;
+
+typedef struct {
+    PyObject_HEAD
+    Lane lane;
+    Appender *appenders; /* the first of a list; each owns this ring, and leaves the list at its end */
+    uint64_t *refused_words;
+    uint64_t head; /* of the lane that was left last */
+    uint32_t slot_bytes;
     uint64_t refused[REFUSED_WORDS]; /* those of lanes that this ring left, and of no lane */
     unsigned counts_generation; /* whose `refused` and `last_refused` are */
     PyObject *descriptions; /* a tuple, one for each field */
@@ -583,16 +595,25 @@ static void ring_own_counts(Ring *self)
 
 /* Whether the attached lane's words are this process's: those that a forked child inherited are its parent's, who goes on
    counting in them. */
-static inline int ring_is_own(const Ring *self) { return self->slots && self->generation == fork_generation; }
+static inline int lane_is_own(const Lane *lane) { return lane->slots && lane->generation == fork_generation; }
+
+static uint64_t ring_head_now(const Ring *self)
+{
+    return lane_is_own(&self->lane) ? load_relaxed(self->lane.head_word) : self->head;
+}
+
+static void ring_tell_appenders(Ring *self); /* of a lane that was attached or left */
 
 static void ring_release(Ring *self)
 {
-    if (!self->slots)
+    if (!self->lane.slots)
         return;
     ring_own_counts(self);
-    for (int i = 0; i < REFUSED_WORDS && ring_is_own(self); i++)
+    for (int i = 0; i < REFUSED_WORDS && lane_is_own(&self->lane); i++)
         self->refused[i] += load_relaxed(&self->refused_words[i]);
-    self->slots = NULL;
+    self->head = ring_head_now(self);
+    self->lane.slots = NULL;
+    ring_tell_appenders(self);
     PyBuffer_Release(&self->memory);
     PyBuffer_Release(&self->board_memory);
 }
@@ -629,16 +650,19 @@ static PyObject *ring_attach(Ring *self, PyObject *args)
         return NULL;
     }
     unsigned char *base = self->memory.buf;
-    self->state_word = (uint64_t *)(base + state);
-    self->head_word = (uint64_t *)(base + head);
-    self->tail_word = (uint64_t *)(base + tail);
     self->refused_words = (uint64_t *)(base + refused);
-    self->board_word = (uint64_t *)((unsigned char *)self->board_memory.buf + refuse);
-    self->capacity = capacity;
-    self->head = load_acquire(self->head_word);
-    self->tail = load_acquire(self->tail_word);
-    self->generation = fork_generation;
-    self->slots = base + slots_offset;
+    self->lane = (Lane){
+        .slots = base + slots_offset,
+        .state_word = (uint64_t *)(base + state),
+        .board_word = (uint64_t *)((unsigned char *)self->board_memory.buf + refuse),
+        .head_word = (uint64_t *)(base + head),
+        .tail_word = (uint64_t *)(base + tail),
+        .tail = load_acquire((uint64_t *)(base + tail)),
+        .capacity = capacity,
+        .slot_bytes = self->slot_bytes,
+        .generation = fork_generation,
+    };
+    ring_tell_appenders(self);
     Py_RETURN_NONE;
 }
 
@@ -652,7 +676,7 @@ static void ring_refuse(Ring *self, enum refused reason, uint64_t rows)
 {
     ring_own_counts(self);
     self->last_refused = (int)reason + 1;
-    if (ring_is_own(self)) {
+    if (lane_is_own(&self->lane)) {
         uint64_t *word = &self->refused_words[reason];
         __atomic_store_n(word, load_relaxed(word) + rows, __ATOMIC_RELAXED);
     }
@@ -660,14 +684,11 @@ static void ring_refuse(Ring *self, enum refused reason, uint64_t rows)
         self->refused[reason] += rows;
 }
 
-static inline int ring_usable(const Ring *self)
-{
-    return ring_is_own(self) && load_relaxed(self->state_word) == 0;
-}
+static inline int lane_usable(const Lane *lane) { return lane_is_own(lane) && load_relaxed(lane->state_word) == 0; }
 
-static inline int ring_open(const Ring *self)
+static inline int lane_open(const Lane *lane)
 {
-    return (load_relaxed(self->state_word) | load_relaxed(self->board_word)) == 0;
+    return (load_relaxed(lane->state_word) | load_relaxed(lane->board_word)) == 0;
 }
 
 /* Asks Python for a lane that may be written. 1: go on; 0: refused (counted); -1: an exception is set. */
@@ -692,31 +713,30 @@ static int ring_recover(Ring *self, uint64_t rows)
     Py_DECREF(answer);
     if (reason == -1 && PyErr_Occurred())
         return -1;
-    if (reason == -1 && ring_usable(self))
+    if (reason == -1 && lane_usable(&self->lane))
         return 1;
     ring_refuse(self, reason >= 0 && reason < REFUSED_WORDS ? (enum refused)reason : BUDGET, rows);
     return 0;
 }
 
 /* How many of `rows` slots are free. The shared tail is read only when the copy of it says full. */
-static inline uint64_t ring_free(Ring *self, uint64_t rows)
+static inline uint64_t lane_free(Lane *lane, uint64_t rows)
 {
-    uint64_t used = self->head - self->tail;
-    if (UNLIKELY(used > self->capacity || rows > self->capacity - used)) {
-        self->tail = load_acquire(self->tail_word); /* SYNC POINT tail: with the writer's advance */
-        used = self->head - self->tail;
-        if (used > self->capacity) /* a tail beyond the head or a lap behind: no writer stores that; write nothing */
+    uint64_t head = load_relaxed(lane->head_word), used = head - lane->tail;
+    if (UNLIKELY(used > lane->capacity || rows > lane->capacity - used)) {
+        lane->tail = load_acquire(lane->tail_word); /* SYNC POINT tail: with the writer's advance */
+        used = head - lane->tail;
+        if (used > lane->capacity) /* a tail beyond the head or a lap behind: no writer stores that; write nothing */
             return 0;
     }
-    return self->capacity - used;
+    return lane->capacity - used;
 }
 
-static inline void ring_publish(Ring *self, uint64_t rows)
+static inline void lane_publish(Lane *lane, uint64_t head)
 {
-    self->head += rows;
-    store_release(self->head_word, self->head); /* SYNC POINT head: with the drain */
+    store_release(lane->head_word, head); /* SYNC POINT head: with the drain */
     /* Two ahead: the next one's lines are on their way already when appends follow each other closely. */
-    unsigned char *next = self->slots + ((self->head + 1) & (self->capacity - 1)) * self->slot_bytes;
+    unsigned char *next = lane->slots + ((head + 1) & (lane->capacity - 1)) * lane->slot_bytes;
     /* Written out: GCC makes no loop of it. Of a smaller slot these are lines of those after it: no address is wrong here. */
     PREFETCH_WRITE(next);
     PREFETCH_WRITE(next + LINE_BYTES);
@@ -739,7 +759,7 @@ static PyObject *ring_append_many(Ring *self, PyObject *args)
                      self->slot_bytes);
         goto failed;
     }
-    while (!ring_usable(self)) {
+    while (!lane_usable(&self->lane)) {
         int recovered = ring_recover(self, (uint64_t)count);
         if (recovered < 0)
             goto failed;
@@ -748,23 +768,24 @@ static PyObject *ring_append_many(Ring *self, PyObject *args)
             return PyLong_FromLong(0);
         }
     }
-    uint64_t accepted = 0;
-    if (load_relaxed(self->board_word))
+    Lane *lane = &self->lane;
+    uint64_t accepted = 0, head = load_relaxed(lane->head_word);
+    if (load_relaxed(lane->board_word))
         ring_refuse(self, BOARD, (uint64_t)count);
     else {
-        accepted = ring_free(self, (uint64_t)count);
+        accepted = lane_free(lane, (uint64_t)count);
         if (accepted > (uint64_t)count)
             accepted = (uint64_t)count;
         const unsigned char *from = rows.buf;
         for (uint64_t i = 0; i < accepted; i++, from += self->slot_bytes) {
-            uint64_t seq = self->head + i;
-            unsigned char *slot = self->slots + (seq & (self->capacity - 1)) * self->slot_bytes;
+            uint64_t seq = head + i;
+            unsigned char *slot = lane->slots + (seq & (lane->capacity - 1)) * self->slot_bytes;
             memcpy(slot, &seq, 8);
             fence_release(); /* SYNC POINT overwritten: with a tap's copy */
             memcpy(slot + 8, from + 8, self->slot_bytes - 8);
         }
         if (accepted)
-            ring_publish(self, accepted);
+            lane_publish(lane, head + accepted);
         if (accepted < (uint64_t)count)
             ring_refuse(self, FULL, (uint64_t)count - accepted);
     }
@@ -780,7 +801,7 @@ static PyObject *ring_refused(Ring *self, PyObject *Py_UNUSED(none))
     ring_own_counts(self);
     PyObject *counts = PyTuple_New(REFUSED_WORDS);
     for (int i = 0; counts && i < REFUSED_WORDS; i++) {
-        uint64_t total = self->refused[i] + (ring_is_own(self) ? load_relaxed(&self->refused_words[i]) : 0);
+        uint64_t total = self->refused[i] + (lane_is_own(&self->lane) ? load_relaxed(&self->refused_words[i]) : 0);
         PyObject *count = PyLong_FromUnsignedLongLong(total);
         if (!count || PyTuple_SetItem(counts, i, count) < 0) {
             Py_DECREF(counts);
@@ -790,7 +811,10 @@ static PyObject *ring_refused(Ring *self, PyObject *Py_UNUSED(none))
     return counts;
 }
 
-static PyObject *ring_head(Ring *self, void *Py_UNUSED(closure)) { return PyLong_FromUnsignedLongLong(self->head); }
+static PyObject *ring_head(Ring *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(ring_head_now(self));
+}
 
 static PyObject *ring_last_refused(Ring *self, void *Py_UNUSED(closure))
 {
@@ -798,7 +822,7 @@ static PyObject *ring_last_refused(Ring *self, void *Py_UNUSED(closure))
     return PyLong_FromLong(self->last_refused - 1);
 }
 
-static PyObject *ring_attached(Ring *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->slots != NULL); }
+static PyObject *ring_attached(Ring *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->lane.slots != NULL); }
 
 static int ring_traverse(Ring *self, visitproc visit, void *arg)
 {
@@ -880,21 +904,45 @@ typedef struct {
     };
 } Step;
 
+/* All that an append needs of its appender and ring, in one page: in an append that comes after a sleep each page costs more
+   than the lines in it. */
 typedef struct {
-    PyObject_HEAD
+    Lane lane; /* as the ring has it */
     Ring *ring;
     int count; /* of fields that vary, the timestamp among them */
     int run_count;
     const Step *ends[GROUPS]; /* of the groups in `steps`, one after another */
     uint32_t timestamp_offset;
     Step steps[FIELDS_MAX];
+    _Alignas(LINE_BYTES) unsigned char symbols[]; /* the rest of the page */
+} Plan;
+
+#define SYMBOLS_ROOM (PAGE_BYTES - sizeof(Plan))
+_Static_assert(sizeof(Plan) < PAGE_BYTES, "a plan has a page");
+
+struct Appender {
+    PyObject_HEAD
+    Appender *next; /* of the ring's */
     Run runs[FIELDS_MAX];     /* the presets' bytes in the image */
     unsigned char *image;     /* owned, slot_bytes: presets and defaults */
-    void *symbols;            /* owned: those of all fields */
+    void *symbols;            /* owned, or NULL: where the plan has no room for all fields' */
     Field fields[FIELDS_MAX]; /* those that vary, in order, the timestamp last */
     PyObject *last_names; /* the keyword names of the last call and where they go: a caller's tuple is one constant */
     int last_places[FIELDS_MAX];
-} Appender;
+    unsigned char room[2 * PAGE_BYTES]; /* in which the plan has a page */
+};
+
+/* Found without a look at the appender itself, which lies in other pages. */
+static inline Plan *plan_of(const Appender *self)
+{
+    return (Plan *)aligned((uintptr_t)self->room, PAGE_BYTES);
+}
+
+static void ring_tell_appenders(Ring *self)
+{
+    for (Appender *appender = self->appenders; appender; appender = appender->next)
+        plan_of(appender)->lane = self->lane;
+}
 
 static uint32_t field_image_bytes(const Field *field, const unsigned char *image)
 {
@@ -908,7 +956,7 @@ static uint32_t field_image_bytes(const Field *field, const unsigned char *image
 /* Writes a preset or a default into the image, by way of the same code as an append. */
 static int appender_image(Appender *self, Field *field, PyObject *value)
 {
-    PyObject *exact = PyObject_CallFunction(self->ring->coerce, "iO", field->index, value);
+    PyObject *exact = PyObject_CallFunction(plan_of(self)->ring->coerce, "iO", field->index, value);
     if (!exact)
         return -1;
     int outcome = write_field(field, exact, self->image);
@@ -948,20 +996,24 @@ static uint32_t place_shift(const Field *field)
 /* Sorts all fields but the timestamp into groups, once they are known. */
 static int appender_sort(Appender *self)
 {
-    int count = self->count - 1, at = 0;
+    Plan *plan = plan_of(self);
+    int count = plan->count - 1, at = 0;
     size_t bytes = 0;
     for (int i = 0; i < count; i++)
         if (field_group(&self->fields[i]) == SHORT_SYMBOLS || field_group(&self->fields[i]) == SYMBOLS)
             bytes += (size_t)KEPT << place_shift(&self->fields[i]);
-    if (!(self->symbols = PyMem_Calloc(1, bytes + PAGE_BYTES)))
-        return PyErr_NoMemory(), -1;
-    unsigned char *places = (unsigned char *)(((uintptr_t)self->symbols + PAGE_BYTES - 1) & ~(uintptr_t)(PAGE_BYTES - 1));
-    for (int group = 0; group < GROUPS; self->ends[group++] = self->steps + at)
+    unsigned char *places = plan->symbols;
+    if (bytes > SYMBOLS_ROOM) {
+        if (!(self->symbols = PyMem_Calloc(1, bytes + LINE_BYTES)))
+            return PyErr_NoMemory(), -1;
+        places = (unsigned char *)aligned((uintptr_t)self->symbols, LINE_BYTES);
+    }
+    for (int group = 0; group < GROUPS; plan->ends[group++] = plan->steps + at)
         for (int i = 0; i < count; i++) {
             Field *field = &self->fields[i];
             if ((int)field_group(field) != group)
                 continue;
-            Step *step = &self->steps[at++];
+            Step *step = &plan->steps[at++];
             *step = (Step){.offset = field->offset, .place = (uint16_t)i, .width = (uint16_t)field->width};
             if (group == SHORT_SYMBOLS || group == SYMBOLS) {
                 step->symbols = (Symbols){places, MULTIPLIER, place_shift(field)};
@@ -973,7 +1025,7 @@ static int appender_sort(Appender *self)
                 step->maximum = field->maximum;
             }
         }
-    self->timestamp_offset = self->fields[count].offset;
+    plan->timestamp_offset = self->fields[count].offset;
     return 0;
 }
 
@@ -986,19 +1038,20 @@ static int appender_init(Appender *self, PyObject *args, PyObject *kwargs)
     }
     if (!PyArg_ParseTuple(args, "O!OO!O!", &PyType_Type, &type, &ring, &PyDict_Type, &presets, &PyDict_Type, &defaults))
         return -1;
-    if (self->ring || (PyObject *)Py_TYPE(ring) != type || !((Ring *)ring)->descriptions) {
+    Plan *plan = plan_of(self);
+    if (plan->ring || (PyObject *)Py_TYPE(ring) != type || !((Ring *)ring)->descriptions) {
         PyErr_SetString(PyExc_TypeError, "ring: wanted a Ring that was initialised, once");
         return -1;
     }
     Py_INCREF(ring);
-    self->ring = (Ring *)ring;
-    if (!(self->image = PyMem_Calloc(1, self->ring->slot_bytes)))
+    plan->ring = (Ring *)ring;
+    if (!(self->image = PyMem_Calloc(1, plan->ring->slot_bytes)))
         return PyErr_NoMemory(), -1;
-    for (int i = 0; i < self->ring->field_count; i++) {
-        if (!self->ring->descriptions) /* cleared by the garbage collector meanwhile */
+    for (int i = 0; i < plan->ring->field_count; i++) {
+        if (!plan->ring->descriptions) /* cleared by the garbage collector meanwhile */
             return PyErr_SetString(PyExc_TypeError, "ring: it is gone"), -1;
-        PyObject *description = PyTuple_GetItem(self->ring->descriptions, i);
-        Field *field = &self->fields[self->count]; /* a preset one is cleared again, and its place used by the next */
+        PyObject *description = PyTuple_GetItem(plan->ring->descriptions, i);
+        Field *field = &self->fields[plan->count]; /* a preset one is cleared again, and its place used by the next */
         if (!description || field_init(field, description, i) < 0) {
             field_clear(field);
             return -1;
@@ -1011,18 +1064,23 @@ static int appender_init(Appender *self, PyObject *args, PyObject *kwargs)
         }
         if (preset) {
             Run run = {field->offset, field_image_bytes(field, self->image)};
-            self->runs[self->run_count++] = run;
+            self->runs[plan->run_count++] = run;
             field_clear(field);
             continue;
         }
         field->has_default = value != NULL;
-        self->count++;
+        plan->count++;
     }
-    if (!self->count || self->fields[self->count - 1].kind != TIMESTAMP) {
+    if (!plan->count || self->fields[plan->count - 1].kind != TIMESTAMP) {
         PyErr_SetString(PyExc_ValueError, "fields: wanted the timestamp last, and not preset");
         return -1;
     }
-    return appender_sort(self);
+    if (appender_sort(self) < 0)
+        return -1;
+    self->next = plan->ring->appenders;
+    plan->ring->appenders = self;
+    plan->lane = plan->ring->lane;
+    return 0;
 }
 
 static void appender_write_default(const Appender *self, const Field *field, unsigned char *slot)
@@ -1033,19 +1091,20 @@ static void appender_write_default(const Appender *self, const Field *field, uns
 /* Where each keyword goes; -1 with an exception where a name is unknown. */
 static int appender_resolve(Appender *self, PyObject *names)
 {
+    int wanted = plan_of(self)->count;
     Py_ssize_t count = PyTuple_GET_SIZE(names);
     if (count > FIELDS_MAX)
         goto unknown;
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *name = PyTuple_GET_ITEM(names, i);
         int place = 0;
-        while (place < self->count && self->fields[place].name != name)
+        while (place < wanted && self->fields[place].name != name)
             place++;
-        if (place == self->count) /* not interned: compare the text */
-            for (place = 0; place < self->count; place++)
+        if (place == wanted) /* not interned: compare the text */
+            for (place = 0; place < wanted; place++)
                 if (PyUnicode_Compare(self->fields[place].name, name) == 0)
                     break;
-        if (place == self->count || PyErr_Occurred())
+        if (place == wanted || PyErr_Occurred())
             goto unknown;
         self->last_places[i] = place;
     }
@@ -1061,15 +1120,16 @@ unknown:
 /* Says in words what is wrong with the arguments of a call; always leaves an exception. */
 static void appender_complain(Appender *self, Py_ssize_t given, PyObject *names)
 {
-    PyObject *wanted = PyTuple_New(self->count);
-    for (int i = 0; wanted && i < self->count; i++) {
+    const Plan *plan = plan_of(self);
+    PyObject *wanted = PyTuple_New(plan->count);
+    for (int i = 0; wanted && i < plan->count; i++) {
         Py_INCREF(self->fields[i].name);
         if (PyTuple_SetItem(wanted, i, self->fields[i].name) < 0)
             Py_CLEAR(wanted);
     }
     if (!wanted)
         return;
-    PyObject *answer = PyObject_CallFunction(self->ring->coerce, "inOO", -1, given, names ? names : Py_None, wanted);
+    PyObject *answer = PyObject_CallFunction(plan->ring->coerce, "inOO", -1, given, names ? names : Py_None, wanted);
     Py_DECREF(wanted);
     if (answer) {
         Py_DECREF(answer);
@@ -1081,12 +1141,13 @@ static void appender_complain(Appender *self, Py_ssize_t given, PyObject *names)
    are, and have defaults; -1: an exception is set. */
 static int appender_arrange(Appender *self, PyObject *const *args, Py_ssize_t given, PyObject *names, PyObject **values)
 {
+    int count = plan_of(self)->count;
     Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
-    if (given > self->count)
+    if (given > count)
         goto wrong;
     if (named && names != self->last_names && appender_resolve(self, names) < 0)
         goto wrong;
-    for (int i = 0; i < self->count; i++)
+    for (int i = 0; i < count; i++)
         values[i] = i < given ? args[i] : NULL;
     for (Py_ssize_t i = 0; i < named; i++) {
         if (values[self->last_places[i]])
@@ -1094,7 +1155,7 @@ static int appender_arrange(Appender *self, PyObject *const *args, Py_ssize_t gi
         values[self->last_places[i]] = args[given + i];
     }
     int complete = 1;
-    for (int i = 0; i < self->count - 1; i++) {
+    for (int i = 0; i < count - 1; i++) {
         complete &= values[i] != NULL;
         if (UNLIKELY(!values[i] && !self->fields[i].has_default))
             goto wrong;
@@ -1119,8 +1180,9 @@ static inline void copy_run(unsigned char *slot, const unsigned char *image, con
 HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const Appender *self, PyObject *const *values,
                                                                          unsigned char *slot)
 {
-    const Step *step = self->steps;
-    for (const Step *end = self->ends[DOUBLES]; step < end; step++) {
+    const Plan *plan = plan_of(self);
+    const Step *step = plan->steps;
+    for (const Step *end = plan->ends[DOUBLES]; step < end; step++) {
         PyObject *value = values[step->place];
         if (UNLIKELY(!PyFloat_CheckExact(value))) {
             if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
@@ -1133,7 +1195,7 @@ HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const A
             return COERCE;
         memcpy(slot + step->offset, &number, 8);
     }
-    for (const Step *end = self->ends[LONGS]; step < end; step++) {
+    for (const Step *end = plan->ends[LONGS]; step < end; step++) {
         PyObject *value = values[step->place];
         if (UNLIKELY(!PyLong_CheckExact(value) || !LONG_IS_SMALL(value))) {
             if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
@@ -1146,7 +1208,7 @@ HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const A
         memcpy(slot + step->offset, &number, 8);
     }
     /* The two loops over symbols look alike on purpose: each copies a number of bytes that the compiler knows. */
-    for (const Step *end = self->ends[SHORT_SYMBOLS]; step < end; step++) {
+    for (const Step *end = plan->ends[SHORT_SYMBOLS]; step < end; step++) {
         PyObject *value = values[step->place];
         const Symbol *symbol = symbol_at(&step->symbols, place_of(value, step->symbols.multiplier));
         if (UNLIKELY(symbol->text != value)) {
@@ -1156,7 +1218,7 @@ HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const A
         }
         memcpy(slot + step->offset, symbol->image, 8);
     }
-    for (const Step *end = self->ends[SYMBOLS]; step < end; step++) {
+    for (const Step *end = plan->ends[SYMBOLS]; step < end; step++) {
         PyObject *value = values[step->place];
         const Symbol *symbol = symbol_at(&step->symbols, place_of(value, step->symbols.multiplier));
         if (UNLIKELY(symbol->text != value)) {
@@ -1170,7 +1232,7 @@ HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const A
         if (UNLIKELY(length > 14))
             copy_words(slot + step->offset, symbol->image);
     }
-    for (const Step *end = self->ends[TEXTS]; step < end; step++) {
+    for (const Step *end = plan->ends[TEXTS]; step < end; step++) {
         PyObject *value = values[step->place];
         if (UNLIKELY(!PyUnicode_CheckExact(value) || !PyUnicode_IS_COMPACT_ASCII(value))) {
             if (write_field(&self->fields[step->place], value, slot) != WRITTEN)
@@ -1183,13 +1245,13 @@ HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const A
             return COERCE;
         write_u16(slot + step->offset, (unsigned)length);
     }
-    for (const Step *end = self->ends[BOOLEANS]; step < end; step++) {
+    for (const Step *end = plan->ends[BOOLEANS]; step < end; step++) {
         PyObject *value = values[step->place];
         if (UNLIKELY((value != Py_True) & (value != Py_False)))
             return COERCE;
         slot[step->offset] = value == Py_True;
     }
-    for (const Step *end = self->ends[OTHERS]; step < end; step++)
+    for (const Step *end = plan->ends[OTHERS]; step < end; step++)
         if (UNLIKELY(write_field(&self->fields[step->place], values[step->place], slot) != WRITTEN))
             return COERCE;
     return WRITTEN;
@@ -1198,7 +1260,8 @@ HOT static __attribute__((aligned(PAGE_BYTES))) int appender_write_given(const A
 /* As appender_write_given, where a value that is NULL was left out by the caller: its default is written. */
 static int appender_write_or_default(const Appender *self, PyObject *const *values, unsigned char *slot)
 {
-    for (int i = 0; i < self->count - 1; i++) {
+    int count = plan_of(self)->count - 1;
+    for (int i = 0; i < count; i++) {
         const Field *field = &self->fields[i];
         if (!values[i])
             appender_write_default(self, field, slot);
@@ -1213,21 +1276,23 @@ static int appender_write_or_default(const Appender *self, PyObject *const *valu
    takes none; nothing was published. */
 INLINE int appender_write(Appender *self, PyObject *const *values, int count, int complete)
 {
-    Ring *ring = self->ring;
-    PyObject *timestamp = UNLIKELY(count == self->count && values[count - 1]) ? values[count - 1] : Py_None;
-    unsigned char *slot = ring->slots + (ring->head & (ring->capacity - 1)) * ring->slot_bytes;
-    memcpy(slot, &ring->head, 8);
+    Plan *plan = plan_of(self);
+    Lane *lane = &plan->lane;
+    PyObject *timestamp = UNLIKELY(count == plan->count && values[count - 1]) ? values[count - 1] : Py_None;
+    uint64_t head = load_relaxed(lane->head_word);
+    unsigned char *slot = lane->slots + (head & (lane->capacity - 1)) * lane->slot_bytes;
+    memcpy(slot, &head, 8);
     fence_release(); /* SYNC POINT overwritten: with a tap's copy, which sees the new seq before any field of it */
-    for (int i = 0; i < self->run_count; i++)
+    for (int i = 0; i < plan->run_count; i++)
         copy_run(slot, self->image, &self->runs[i]);
     int written = complete ? appender_write_given(self, values, slot) : appender_write_or_default(self, values, slot);
     int64_t now = now_us(); /* last: reading the clock waits for all that was loaded before, which had better be much */
     if (UNLIKELY(written != WRITTEN ||
-                 write_timestamp(timestamp, slot + self->timestamp_offset, now) != WRITTEN))
+                 write_timestamp(timestamp, slot + plan->timestamp_offset, now) != WRITTEN))
         return COERCE;
-    if (UNLIKELY(!ring_open(ring)))
+    if (UNLIKELY(!lane_open(lane)))
         return SHUT;
-    ring_publish(ring, 1);
+    lane_publish(lane, head + 1);
     return WRITTEN;
 }
 
@@ -1238,7 +1303,7 @@ static int appender_coerce(Appender *self, PyObject *const *values, int count, P
         exact[i] = NULL;
         if (!values[i])
             continue;
-        exact[i] = PyObject_CallFunction(self->ring->coerce, "iO", self->fields[i].index, values[i]);
+        exact[i] = PyObject_CallFunction(plan_of(self)->ring->coerce, "iO", self->fields[i].index, values[i]);
         if (!exact[i]) {
             while (i-- > 0)
                 Py_XDECREF(exact[i]);
@@ -1251,17 +1316,18 @@ static int appender_coerce(Appender *self, PyObject *const *values, int count, P
 /* 1: a slot is free; 0: refused and counted; -1: an exception is set. */
 static inline int appender_ready(Appender *self)
 {
-    Ring *ring = self->ring;
-    while (UNLIKELY(!ring_usable(ring))) {
+    Plan *plan = plan_of(self);
+    Ring *ring = plan->ring;
+    while (UNLIKELY(!lane_usable(&plan->lane))) {
         int recovered = ring_recover(ring, 1);
         if (recovered <= 0)
             return recovered;
     }
-    if (UNLIKELY(load_relaxed(ring->board_word) != 0)) {
+    if (UNLIKELY(load_relaxed(plan->lane.board_word) != 0)) {
         ring_refuse(ring, BOARD, 1);
         return 0;
     }
-    if (UNLIKELY(ring_free(ring, 1) == 0)) {
+    if (UNLIKELY(lane_free(&plan->lane, 1) == 0)) {
         ring_refuse(ring, FULL, 1);
         return 0;
     }
@@ -1302,7 +1368,8 @@ static __attribute__((noinline)) PyObject *appender_append_slowly(Appender *self
 
 INLINE PyObject *appender_append_values(Appender *self, PyObject *const *values, int count, int complete)
 {
-    if (LIKELY(ring_is_own(self->ring) && ring_free(self->ring, 1)) &&
+    Lane *lane = &plan_of(self)->lane;
+    if (LIKELY(lane_is_own(lane) && lane_free(lane, 1)) &&
         LIKELY(appender_write(self, values, count, complete) == WRITTEN))
         Py_RETURN_TRUE;
     return appender_append_slowly(self, values, count, complete);
@@ -1313,17 +1380,18 @@ static __attribute__((noinline)) PyObject *appender_append_arranged(Appender *se
                                                                     PyObject *names)
 {
     PyObject *values[FIELDS_MAX];
-    if (!self->timestamp_offset) { /* set last by a construction that came to its end */
+    if (!plan_of(self)->timestamp_offset) { /* set last by a construction that came to its end */
         PyErr_SetString(PyExc_TypeError, "Appender was not initialised");
         return NULL;
     }
     int complete = appender_arrange(self, args, given, names, values);
-    return complete < 0 ? NULL : appender_append_values(self, values, self->count, complete);
+    return complete < 0 ? NULL : appender_append_values(self, values, plan_of(self)->count, complete);
 }
 
 HOT static PyObject *appender_append(Appender *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
 {
-    if (UNLIKELY(names || !self->timestamp_offset || (given != self->count && given != self->count - 1)))
+    Plan *plan = plan_of(self);
+    if (UNLIKELY(names || !plan->timestamp_offset || (given != plan->count && given != plan->count - 1)))
         return appender_append_arranged(self, args, given, names);
     return appender_append_values(self, args, (int)given, 1);
 }
@@ -1331,7 +1399,7 @@ HOT static PyObject *appender_append(Appender *self, PyObject *const *args, Py_s
 static int appender_traverse(Appender *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE((PyObject *)self));
-    Py_VISIT(self->ring);
+    Py_VISIT(plan_of(self)->ring);
     return 0;
 }
 
@@ -1341,13 +1409,19 @@ static int appender_traverse(Appender *self, visitproc visit, void *arg)
 static void appender_dealloc(Appender *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
+    Plan *plan = plan_of(self);
     PyObject_GC_UnTrack(self);
-    for (int i = 0; i < self->count; i++)
+    for (Appender **at = plan->ring ? &plan->ring->appenders : NULL; at && *at; at = &(*at)->next)
+        if (*at == self) {
+            *at = self->next;
+            break;
+        }
+    for (int i = 0; i < plan->count; i++)
         field_clear(&self->fields[i]);
     PyMem_Free(self->symbols);
     PyMem_Free(self->image);
     Py_XDECREF(self->last_names);
-    Py_XDECREF((PyObject *)self->ring);
+    Py_XDECREF((PyObject *)plan->ring);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
     Py_DECREF(type);
 }
