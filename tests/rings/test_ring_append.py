@@ -14,7 +14,7 @@ from ring_memory import RINGS, SLOTS_AT, WORDS, Lane, RingUnderTest, module, pla
 
 from ringlog.errors import RecordTypeError, RecordValueError
 from ringlog.layout import HEAD_OFFSET, REFUSED_OFFSET, STATE_OFFSET, TAIL_OFFSET, Refused
-from ringlog.records import Record, Varchar
+from ringlog.records import Record, Symbol, Varchar
 
 STAMP = 1_767_225_600_000_000
 ROW = ("sol", "left", "text", '{"a":1}', 1.5, 0.25, 7, 95, True)
@@ -106,7 +106,7 @@ def test_presets_are_written_into_every_record(ring: RingUnderTest) -> None:
     assert [row["number"] for row in rows] == [float(number) for number in range(2, 10)]
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 9, 16, 17, 60])
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 9, 16, 17, 60])
 def test_symbols_that_come_again(ring: RingUnderTest, count: int) -> None:
     """However many symbols there are and in whatever order they come again, each record has its own; none is leaked."""
     rng = np.random.default_rng(count)
@@ -131,6 +131,51 @@ def test_appenders_of_one_ring_share_its_order(ring: RingUnderTest) -> None:
         assert append("left", number=1.0)
     assert [plain(ring.layout, row)["symbol"] for row in ring.lane.slots(0, 6)] == list("abcabc")
     assert [int(row["seq"]) for row in ring.lane.slots(0, 6)] == list(range(6))
+
+
+def test_appenders_follow_their_ring_from_lane_to_lane(ring: RingUnderTest) -> None:
+    """What is appended goes to the lane that the ring has now, also where an appender was dropped or made meanwhile."""
+    first, bound = ring.lane, {symbol: ring.bind(symbol=symbol) for symbol in ("a", "b", "c")}
+    assert all(append("left", number=1.0) for append in bound.values())
+    del bound["b"]
+    gc.collect()
+    ring.attach(Lane(ring.layout, 4))
+    bound["d"] = ring.bind(symbol="d")
+    assert all(append("left", number=2.0) for append in bound.values())
+    ring.ring.detach()
+    assert (ring.ring.head, [append("left", number=3.0) for append in bound.values()]) == (3, [False] * 3)
+    ring.attach(first)
+    assert bound["d"]("left", number=4.0)
+    assert [(row["symbol"]["bytes"].tobytes()[:1], row["number"]) for row in first.slots(0, 4)] == [
+        (b"a", 1.0),
+        (b"b", 1.0),
+        (b"c", 1.0),
+        (b"d", 4.0),
+    ]
+
+
+# More symbols, and wider ones, than the page of an appender holds.
+ManySymbols = type(Record)(
+    "ManySymbols",
+    (Record,),
+    {
+        "__module__": __name__,
+        "__table__": "many_symbols",
+        "__annotations__": {f"symbol_{number}": Annotated[str, Symbol(44)] for number in range(12)},
+    },
+)
+
+
+def test_a_record_of_many_wide_symbols(implementation: ModuleType) -> None:
+    """Each field keeps its own symbols, however many fields there are."""
+    ring = RingUnderTest(implementation, ManySymbols)
+    symbols = [f"{number:x}" * 3 for number in range(12)]
+    for turn in range(12):
+        ring.lane.set_word(TAIL_OFFSET, ring.lane.head)
+        given = symbols[turn:] + symbols[:turn]
+        assert ring.append(*given)
+        row = plain(ring.layout, ring.lane.slots(turn, 1)[0])
+        assert [row[f"symbol_{number}"] for number in range(12)] == given
 
 
 def test_a_preset_that_is_all_but_the_timestamp(ring: RingUnderTest) -> None:
