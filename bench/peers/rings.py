@@ -19,6 +19,7 @@ from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import LaneDirectory, remove_instance
 from ringlog.records import Kind, Trade, layout_of
 from ringlog.settings import Settings
+from ringlog.writer.writer import POLL_SECONDS
 
 CAPACITY = 32_768
 _NUMPY_TYPES = {Kind.DOUBLE: "f8", Kind.LONG: "i8", Kind.BOOLEAN: "?", Kind.TIMESTAMP: "i8"}
@@ -39,26 +40,46 @@ def ringlog_producer(place: Place) -> Iterator[Send]:
 
 
 @contextlib.contextmanager
-def ringlog_consumer(place: Place) -> Iterator[Receive]:
+def writer_consumer(place: Place) -> Iterator[Receive]:
+    """Takes records when ringlog's writer does: every drain interval, or once a lane is at its high-water mark."""
+    settings = _settings(place)
+    with _consumer(place, settings.drain_interval_ms / 1000, settings.high_water_ratio, POLL_SECONDS) as receive:
+        yield receive
+
+
+@contextlib.contextmanager
+def eager_consumer(place: Place) -> Iterator[Receive]:
+    """Takes records as they come, as those of most peers do."""
+    with _consumer(place, 0.0, 0.0, 0.0005) as receive:
+        yield receive
+
+
+@contextlib.contextmanager
+def _consumer(place: Place, interval_s: float, high_water_ratio: float, poll_s: float) -> Iterator[Receive]:
     instance = Instance(_settings(place)).open()
     lanes = LaneDirectory(instance)
     decoder = Decoder(layout_of(Trade))
+    due = 0.0
 
     def receive(wait_s: float) -> tuple[int, int]:
+        nonlocal due
         until = time.monotonic() + wait_s
         while True:
             if not lanes.lanes:
                 lanes.refresh()
+            is_due = not wait_s or time.monotonic() >= due
             for lane in lanes.lanes.values():
-                if runs := lane.take(10_000):
+                is_high = lane.head - lane.tail >= lane.capacity * high_water_ratio
+                if (is_due or is_high) and (runs := lane.take(10_000)):
                     columns, _, corrupt = decoder.decode(runs)
                     assert not corrupt
                     rows = sum(run.rows for run in runs)
                     lane.advance(runs[0].first_seq + rows)
+                    due = time.monotonic() + interval_s
                     return rows, int(np.sum(columns["transaction_fee"]))
             if time.monotonic() >= until:
                 return 0, 0
-            time.sleep(0.0005)
+            time.sleep(poll_s)
 
     yield receive
     lanes.close()
@@ -130,8 +151,9 @@ def numpy_consumer(place: Place) -> Iterator[Receive]:
 
 
 PEERS = (
-    Peer("ringlog", ringlog_producer, ringlog_consumer, environment=(("RINGLOG_RING", "c"),)),
-    Peer("ringlog, Python ring", ringlog_producer, ringlog_consumer, environment=(("RINGLOG_RING", "python"),)),
+    Peer("ringlog", ringlog_producer, writer_consumer, environment=(("RINGLOG_RING", "c"),)),
+    Peer("ringlog, read at once", ringlog_producer, eager_consumer, environment=(("RINGLOG_RING", "c"),)),
+    Peer("ringlog, Python ring", ringlog_producer, writer_consumer, environment=(("RINGLOG_RING", "python"),)),
     Peer("a plain numpy ring", numpy_producer, numpy_consumer),
     Peer("a ring by struct.pack_into", struct_producer, numpy_consumer),
 )
