@@ -13,7 +13,9 @@ from ringlog.monitor.finding import Finding
 from ringlog.monitor.probes import probed, targets
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.migrations import migrate
+from ringlog.questdb.rollups import ROLLUPS
 from ringlog.questdb.tables import creates_by_itself, statuses
+from ringlog.questdb.views import rows_left_out
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
 
@@ -77,6 +79,11 @@ def _questdb(settings: Settings, layouts: Sequence[RecordLayout], connection: Co
             yield Finding("tables", "fail", f"{found.name}: not as wanted", "run `ringlog migrate`")
         else:
             yield Finding("tables", "ok", f"{found.name}: columns and DEDUP keys as wanted")
+    for rollup in ROLLUPS:
+        if rows := rows_left_out(connection, rollup):
+            text = f"{rollup.view}: no longer refreshed, {rows:,} rows of {rollup.table} are read raw, which is slow"
+            fix = f"DROP MATERIALIZED VIEW {rollup.view}, then run `ringlog migrate`: the server fills it anew"
+            yield Finding("tables", "warn", text, fix)
 
 
 def _postgres(settings: Settings) -> Iterator[Finding]:

@@ -15,8 +15,14 @@ VALID_TIMEOUT_S = 300.0
 # A moment passes before REFRESH ... FULL takes effect.
 INVALID_TIMEOUT_S = 5.0
 _POLL_S = 0.02
+# A view that took in nothing for so many of its lags has stopped.
+REFRESHES_MISSED = 3
 _STATE = "SELECT view_status, refresh_base_table_txn, base_table_txn FROM materialized_views() WHERE view_name = %s"
 _VIEWS = "SELECT view_name, base_table_name, view_sql, view_status FROM materialized_views() WHERE view_name = %s"
+_REFRESHED = """
+SELECT view_status, coalesce(cast(last_refresh_finish_timestamp AS long), 0), cast(systimestamp() AS long)
+FROM materialized_views() WHERE view_name = %s"""
+_SPAN = "timestamp > cast(%s AS timestamp) AND timestamp < cast(%s AS timestamp)"
 _APPLIED = "SELECT writerTxn, sequencerTxn, suspended FROM wal_tables() WHERE name = %s"
 
 
@@ -68,6 +74,20 @@ def wait_valid(connection: Connection, view: str, after: int) -> None:
         if status == "valid" and refreshed >= wanted and applied >= sequenced > after:
             return
         time.sleep(_POLL_S)
+
+
+def rows_left_out(connection: Connection, rollup: Rollup) -> int:
+    """How many rows a valid view has left out, which came after its last refresh and long before the next was due.
+
+    0 where all is well, and where there is no such view or it is not valid: `needed` says so.
+    """
+    found = connection.execute(_REFRESHED, (rollup.view,), timeout_s=STATEMENT_TIMEOUT_S)
+    if not found or found[0][0] != "valid":
+        return 0
+    _, refreshed_us, now_us = found[0]
+    sql = f"SELECT count() FROM {rollup.table} WHERE {_SPAN}"  # noqa: S608
+    span = (refreshed_us, now_us - REFRESHES_MISSED * rollup.lag_us)
+    return int(connection.execute(sql, span, timeout_s=STATEMENT_TIMEOUT_S)[0][0])
 
 
 def normalised(sql: str) -> str:

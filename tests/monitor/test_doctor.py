@@ -24,6 +24,7 @@ from ringlog.monitor.finding import Finding
 from ringlog.monitor.findings import diagnosed, validated
 from ringlog.postgres import migrations as postgres_migrations
 from ringlog.postgres.pools import connection_options
+from ringlog.questdb import views
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.migrations import migrate
 from ringlog.records import PLATFORM_RECORDS, layout_of
@@ -80,6 +81,31 @@ def test_what_is_wrong_is_named(settings: Settings) -> None:
     assert "0755" in texts["directories"]
     assert "dead" in texts["lanes"]
     assert any("DEDUP" in finding.text for finding in found if finding.check == "tables")
+
+
+def test_a_view_that_is_no_longer_refreshed_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that a view left out are counted and warned of; what is proposed mends it."""
+    monkeypatch.setattr(views, "REFRESHES_MISSED", 0)
+    migrate(settings, LAYOUTS)
+    connection = Connection.from_settings(settings)
+
+    def warned() -> list[Finding]:
+        found = diagnosed(settings, LAYOUTS, {})
+        return [finding for finding in found if finding.level != "ok" and "mev_minutes" in finding.text]
+
+    try:
+        connection.execute("ALTER MATERIALIZED VIEW mev_minutes SET REFRESH MANUAL")
+        connection.execute("INSERT INTO mev_metrics (timestamp, lane, seq) VALUES (now(), 1, 1)")
+        [found] = eventually(warned, "the row being applied")
+        text = "mev_minutes: no longer refreshed, 1 rows of mev_metrics are read raw, which is slow"
+        assert (found.level, found.text) == ("warn", text)
+        statement, _, _ = found.fix.partition(",")
+    finally:
+        connection.execute("DROP MATERIALIZED VIEW mev_minutes")
+        migrate(settings, LAYOUTS)
+    connection.close()
+    assert statement == "DROP MATERIALIZED VIEW mev_minutes"
+    assert warned() == []
 
 
 def test_a_server_that_is_down(lane_settings: Settings) -> None:

@@ -16,6 +16,7 @@ from ringlog.errors import RecordTypeError, RecordValueError
 from ringlog.layout import HEAD_OFFSET, REFUSED_OFFSET, STATE_OFFSET, TAIL_OFFSET, Refused
 from ringlog.records import Record, Symbol, Varchar
 
+FIRST_MULTIPLIER = 0x9E3779B1  # by which the C ring finds the place of a symbol, one of eight, at first
 STAMP = 1_767_225_600_000_000
 ROW = ("sol", "left", "text", '{"a":1}', 1.5, 0.25, 7, 95, True)
 
@@ -122,6 +123,24 @@ def test_symbols_that_come_again(ring: RingUnderTest, count: int) -> None:
     gc.collect()
     del symbol
     assert [sys.getrefcount(symbol) for symbol in symbols] == held
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_symbols_that_meet_at_one_place_are_all_kept(count: int) -> None:
+    """The C ring moves symbols whose addresses lead to one place apart, so that it need not read any of them again."""
+    ring = RingUnderTest(module("_ring"))
+    by_place: dict[int, list[str]] = {}
+    while max(map(len, by_place.values()), default=0) < count:
+        symbol = f"symbol {sum(map(len, by_place.values()))}"
+        by_place.setdefault((id(symbol) >> 4) * FIRST_MULTIPLIER % 2**32 >> 29, []).append(symbol)
+    met = max(by_place.values(), key=len)
+    del symbol
+    held = [sys.getrefcount(symbol) for symbol in met]
+    for symbol in met * 3:
+        assert ring.append(symbol, "left", number=1.0)
+        ring.lane.set_word(TAIL_OFFSET, ring.lane.head)
+    del symbol
+    assert [sys.getrefcount(symbol) for symbol in met] == [references + 1 for references in held]
 
 
 def test_appenders_of_one_ring_share_its_order(ring: RingUnderTest) -> None:
