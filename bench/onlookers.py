@@ -21,7 +21,7 @@ from pathlib import Path
 from bench.append import paced
 from bench.figures import Figure, Result, main
 from bench.load import REACHED, Reached, beside
-from bench.stack import instance, server, wait_for
+from bench.stack import TIMEOUT_SECONDS, instance, server, wait_for
 from ringlog import Producer
 from ringlog.records import Trade
 from ringlog.servers import QuestDBServer
@@ -51,10 +51,15 @@ def looking(arguments: tuple[str, ...], settings: Settings, said: list[str]) -> 
                 yield
             finally:
                 process.send_signal(signal.SIGINT)
-                said.append(process.communicate()[1].decode())
+                try:
+                    said.append(process.communicate(timeout=TIMEOUT_SECONDS)[1].decode())
+                finally:
+                    process.kill()
 
 
 def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
+    # Who runs this in the background may have ignored it, and the onlookers, which end with it, would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     seconds, rounds = (0.1, 1) if tiny else (1.5, ROUNDS)
     times: dict[str, list[float]] = {name: [] for name in ONLOOKERS}
     load: dict[str, list[Reached]] = {name: [] for name in ONLOOKERS}
