@@ -52,7 +52,8 @@ def running_platform(directory: Path | None, *, complete: bool) -> Iterator[Plat
 
 def _let_go_of_the_disk(settings: Settings) -> None:
     """Prices and paper orders of a demo need not survive a power cut: a busy disk must not hold up who reads them."""
-    with Connection(settings) as connection:
+    patient = msgspec.structs.replace(settings, redis_timeout_ms=15_000)  # this request waits for that disk
+    with Connection(patient) as connection:
         connection.client.config_set("appendonly", "no")
     with configured_connection(settings) as database:
         database.execute(f'alter database "{settings.postgres_database}" set synchronous_commit = off')
