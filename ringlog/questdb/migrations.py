@@ -70,7 +70,7 @@ def _migrated_view(connection: Connection, rollup: Rollup, check: bool, *, is_re
     try:
         migration.statements = views.needed(connection, rollup, script(rollup.view) or "", is_refilled=is_refilled)
         if migration.statements and not check:
-            before = views.transaction(connection, rollup.view)
+            before = views.transactions(connection, rollup)
             _apply(connection, rollup.view, migration.statements)
             # A view over this one turns invalid while this one is filled anew: it is filled anew afterwards.
             views.wait_valid(connection, rollup.view, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from typing import NamedTuple
 
 from ringlog.errors import SchemaMismatch
 from ringlog.questdb.connection import Connection
@@ -17,7 +18,7 @@ INVALID_TIMEOUT_S = 5.0
 _POLL_S = 0.02
 # A view that took in nothing for so many of its lags has stopped.
 REFRESHES_MISSED = 3
-_STATE = "SELECT view_status, refresh_base_table_txn, base_table_txn FROM materialized_views() WHERE view_name = %s"
+_STATE = "SELECT view_status, refresh_base_table_txn FROM materialized_views() WHERE view_name = %s"
 _VIEWS = "SELECT view_name, base_table_name, view_sql, view_status FROM materialized_views() WHERE view_name = %s"
 _REFRESHED = """
 SELECT view_status, coalesce(cast(last_refresh_finish_timestamp AS long), 0), cast(systimestamp() AS long)
@@ -46,32 +47,38 @@ def needed(connection: Connection, rollup: Rollup, create: str, *, is_refilled: 
     return [] if is_wanted else [f"REFRESH MATERIALIZED VIEW {rollup.view} FULL"]
 
 
-def transaction(connection: Connection, view: str) -> int:
-    """The view's latest transaction; -1 where there is no such view."""
-    found = connection.execute(_APPLIED, (view,))
-    return int(found[0][1]) if found else -1
+class Transactions(NamedTuple):
+    """Before a view is filled: what of its table it must hold then, and what it must be past itself."""
+
+    applied_to_table: int
+    sequenced_to_view: int
 
 
-def wait_valid(connection: Connection, view: str, after: int) -> None:
+def transactions(connection: Connection, rollup: Rollup) -> Transactions:
+    """Those of now; -1 for a table or a view that is not there."""
+    table, view = (connection.execute(_APPLIED, (name,)) for name in (rollup.table, rollup.view))
+    return Transactions(int(table[0][0]) if table else -1, int(view[0][1]) if view else -1)
+
+
+def wait_valid(connection: Connection, view: str, before: Transactions) -> None:
     """Returns once the server has filled the view, or it stays invalid, or VALID_TIMEOUT_S have passed.
 
-    `after` is the view's transaction before it was asked to: filling a view makes later ones. All must be applied too:
+    `before`: as it was before the view was asked to; filling a view makes later transactions. All must be applied too:
     only then does the server know that the view over this one has become invalid. Rows that come meanwhile are not
-    waited for: the next refresh takes them in.
+    waited for: the next refresh takes them in, and that may be a minute away.
     """
     began = time.monotonic()
-    wanted: int | None = None
     while (waited_s := time.monotonic() - began) < VALID_TIMEOUT_S:
         found = connection.execute(_STATE, (view,), timeout_s=STATEMENT_TIMEOUT_S)
         if not found or (found[0][0] == "invalid" and waited_s > INVALID_TIMEOUT_S):
             return
-        status, refreshed, base = found[0]
-        wanted = base if wanted is None else wanted
+        status, refreshed = found[0]
         log = connection.execute(_APPLIED, (view,), timeout_s=STATEMENT_TIMEOUT_S)
         if not log or log[0][2]:  # suspended: nothing comes of it before somebody resumes it
             return
         applied, sequenced, _ = log[0]
-        if status == "valid" and refreshed >= wanted and applied >= sequenced > after:
+        is_filled = refreshed >= before.applied_to_table and sequenced > before.sequenced_to_view
+        if status == "valid" and is_filled and applied >= sequenced:
             return
         time.sleep(_POLL_S)
 
