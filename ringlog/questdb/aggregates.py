@@ -18,7 +18,7 @@ import msgspec
 from ringlog.errors import QueryTimeout
 from ringlog.questdb.filters import time_of
 from ringlog.questdb.percentiles import histogram_percentiles
-from ringlog.questdb.results import Continuation, Result, Span, struct_columns
+from ringlog.questdb.results import Continuation, Result, Span, struct_columns, typed_rows
 from ringlog.questdb.rollups import LATENCY_MINUTES, MEV_MINUTES, PERFORMANCE_MINUTES, Rollup
 from ringlog.questdb.rows import MevRow, PercentileRow, PerformanceRow
 from ringlog.questdb.spans import pieces
@@ -167,7 +167,7 @@ def _aggregate(
     return Result(
         struct_columns(row_type),
         finish(groups),
-        row_type,
+        typed_rows(row_type),
         span=None if covered is None or end is None else Span(time_of(covered), time_of(end)),
         partial=partial,
         continuation=continuation,

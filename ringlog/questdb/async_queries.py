@@ -198,7 +198,7 @@ class AsyncQueries:
 
     async def _step(self, connection: Any, step: Statement) -> Rows:
         try:
-            cursor = connection.cursor(binary=True)
+            cursor = pools.utc_cursor(connection)
             await cursor.execute(step.sql, step.parameters)
             rows: Rows = await cursor.fetchall()
         except psycopg.Error as error:

@@ -11,7 +11,7 @@ from ringlog.errors import QueryError, ServerUnavailable
 from ringlog.questdb import aggregates, filters, statements
 from ringlog.questdb.filters import Duration, Time, TradeFilter
 from ringlog.questdb.pools import NoConnection
-from ringlog.questdb.results import Continuation, Result, answered_columns, named_row
+from ringlog.questdb.results import Continuation, Result, answered_columns, named_rows
 from ringlog.questdb.rows import MevRow, PercentileRow, PerformanceRow, PositionRow, TradeRow
 from ringlog.questdb.statements import PlanMaker
 
@@ -94,7 +94,7 @@ def retriable(sql: str) -> Callable[[Exception], bool]:
 def answered_result(answer: Any, tuples: list[tuple[Any, ...]]) -> Result[Any]:
     """The result of `execute_query`: rows named by the columns of psycopg's PGresult."""
     columns = answered_columns(answer)
-    return Result(columns, tuples, named_row(tuple(name for name, _ in columns)))
+    return Result(columns, tuples, named_rows(columns))
 
 
 def resumable(continuation: Continuation) -> str:

@@ -100,6 +100,13 @@ class UtcTimestampLoader:
         return _TIMESTAMPTZ_LOADER(oid)
 
 
+def utc_cursor(connection: PooledConnection | AsyncPooledConnection) -> Any:
+    """A cursor whose times are aware, in UTC: for typed rows, which are made of each answer as it comes."""
+    cursor = connection.cursor(binary=True)
+    cursor.adapters.register_loader("timestamp", cast("type[psycopg.adapt.Loader]", UtcTimestampLoader))
+    return cursor
+
+
 class PooledConnection(psycopg.Connection[Any]):
     """A connection that gives up at `deadline` (monotonic seconds)."""
 
@@ -153,7 +160,6 @@ class AsyncPooledConnection(psycopg.AsyncConnection[Any]):
 def _prepare(connection: PooledConnection | AsyncPooledConnection, health: Health) -> None:
     connection.health = health
     connection.used_at = time.monotonic()
-    connection.adapters.register_loader("timestamp", cast("type[psycopg.adapt.Loader]", UtcTimestampLoader))
 
 
 def _needs_check(connection: PooledConnection | AsyncPooledConnection) -> bool:

@@ -194,7 +194,7 @@ class Queries:
 
     def _step(self, connection: Any, step: Statement) -> Rows:
         try:
-            cursor = connection.cursor(binary=True)
+            cursor = pools.utc_cursor(connection)
             cursor.execute(step.sql, step.parameters)
             rows: Rows = cursor.fetchall()
         except psycopg.Error as error:

@@ -9,7 +9,7 @@ import keyword
 import types
 import typing
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -52,6 +52,8 @@ class Continuation(msgspec.Struct, frozen=True):
 class Result(Generic[RowT]):
     """The rows of one query; a sequence of typed rows, and a table for Arrow, pandas and Polars.
 
+    `make` gives the typed rows of `tuples`: `typed_rows`, `named_rows`.
+
     `partial`: the query ran out of time, and the rows cover `span` only (None: no part of it); `continuation` gives
     the rest. `limited`: the rows are as many as the limit lets through, and more matched, or time ran out before it was
     known whether more did. `source`: "view" where aggregates came from views (the edges and the newest minutes from raw
@@ -62,7 +64,7 @@ class Result(Generic[RowT]):
         self,
         columns: Sequence[tuple[str, str]],
         tuples: Sequence[tuple[Any, ...]],
-        make: Callable[..., RowT],
+        make: Callable[[Sequence[tuple[Any, ...]]], Iterable[RowT]],
         *,
         span: Span | None = None,
         partial: bool = False,
@@ -87,7 +89,7 @@ class Result(Generic[RowT]):
     def rows(self) -> list[RowT]:
         """The typed rows; made at the first call, the same list at every call."""
         if self._rows is None:
-            self._rows = list(itertools.starmap(self._make, self._tuples))
+            self._rows = list(self._make(self._tuples))
         return self._rows
 
     def __len__(self) -> int:
@@ -168,8 +170,38 @@ def _columns(wire: tuple[tuple[bytes, int], ...]) -> tuple[tuple[str, str], ...]
     return tuple((name.decode(), _KINDS.get(oid, "other")) for name, oid in wire)
 
 
+def typed_rows(row_type: Callable[..., RowT]) -> Callable[[Sequence[tuple[Any, ...]]], Iterable[RowT]]:
+    """Makes rows of a struct; their times are aware already."""
+    return functools.partial(itertools.starmap, row_type)
+
+
+def named_rows(columns: tuple[tuple[str, str], ...]) -> Callable[[Sequence[tuple[Any, ...]]], Iterable[Any]]:
+    """Makes named tuples of rows of any query, their times aware in UTC.
+
+    Psycopg has them naive, and for each to get its zone while 50 threads decode costs some 5 % of their throughput: so
+    it is done when rows are asked for. Arrow, which knows the zone of a whole column, never needs it.
+    """
+    row = _named_row(tuple(name for name, _ in columns))
+    times = [index for index, (_, kind) in enumerate(columns) if kind == "datetime"]
+
+    def make(tuples: Sequence[tuple[Any, ...]]) -> Iterable[Any]:
+        if times and tuples:
+            values = list(zip(*tuples, strict=True))
+            for index in times:
+                values[index] = tuple(map(_in_utc, values[index]))
+            tuples = list(zip(*values, strict=True))
+        return map(row._make, tuples)
+
+    return make
+
+
 @functools.lru_cache(maxsize=256)
-def named_row(columns: tuple[str, ...]) -> Any:
-    """A named tuple for rows of any query; a column whose name is no identifier is `_0`, `_1` ... by position."""
-    safe = [name if name.isidentifier() and not keyword.iskeyword(name) else "" for name in columns]
+def _named_row(names: tuple[str, ...]) -> Any:
+    """A named tuple; a column whose name is no identifier is `_0`, `_1` ... by position."""
+    safe = [name if name.isidentifier() and not keyword.iskeyword(name) else "" for name in names]
     return namedtuple("Row", safe, rename=True)
+
+
+def _in_utc(value: datetime.datetime | None) -> datetime.datetime | None:
+    # Thrice as fast as `replace`.
+    return value and datetime.datetime.combine(value, value.time(), datetime.UTC)

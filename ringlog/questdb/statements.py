@@ -14,7 +14,7 @@ import msgspec
 
 from ringlog.errors import QueryTimeout
 from ringlog.questdb.filters import TIMESTAMP_MAX_US, TradeFilter, time_of, time_us
-from ringlog.questdb.results import Continuation, Result, Span, struct_columns
+from ringlog.questdb.results import Continuation, Result, Span, struct_columns, typed_rows
 from ringlog.questdb.rows import PositionRow, TradeRow
 from ringlog.questdb.spans import HOUR_US, MINUTE_US, pieces
 
@@ -127,7 +127,7 @@ def _trade_result(
     return Result(
         struct_columns(TradeRow),
         found,
-        TradeRow,
+        typed_rows(TradeRow),
         span=span,
         partial=partial,
         limited=limited,
@@ -167,7 +167,7 @@ def positions(values: dict[str, Any], end: int | None, deadline: float) -> Plan[
     return Result(
         struct_columns(PositionRow),
         sorted(latest.values(), key=lambda row: row[1:4]),
-        PositionRow,
+        typed_rows(PositionRow),
         span=span,
         partial=partial,
         continuation=continuation,

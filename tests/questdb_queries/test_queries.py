@@ -285,6 +285,25 @@ def test_execute_query(queries: Queries) -> None:
     queries.execute_query("DROP TABLE made_here")
 
 
+def test_execute_query_times(queries: Queries) -> None:
+    """Times of any query are aware, to the microsecond and over all years, beside NULL; Arrow gives the same ones."""
+    sql = """
+        SELECT cast(253402300799999999 as timestamp) at, 1 n, null::timestamp none UNION ALL
+        SELECT cast(-1 as timestamp) at, 2 n, cast(cast(1760000000123 as date) as timestamp) none
+    """
+    result = queries.execute_query(sql)
+    last, before = result.rows()
+    assert last.at == datetime.datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=datetime.UTC)
+    assert before.at == datetime.datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=datetime.UTC)
+    assert (last.n, last.none, before.n, before.none) == (1, None, 2, time_of(1_760_000_000_123_000))
+    assert all(value.tzinfo is datetime.UTC for value in (last.at, before.at, before.none))
+    frame = result.to_arrow()
+    assert frame.schema.field("at").type == pyarrow.timestamp("us", tz="UTC")
+    assert [tuple(values.values()) for values in frame.to_pylist()] == [tuple(row) for row in result]
+    none = queries.execute_query("SELECT timestamp FROM trades WHERE trader_id = 'nobody'")
+    assert (none.rows(), none.to_arrow().num_rows) == ([], 0)
+
+
 def test_timeout_raises_and_ends_the_query(queries: Queries, execute: Execute) -> None:
     """execute_query raises QueryTimeout at its time, the server stops working on it, and the pool goes on."""
     queries.execute_query("SELECT 1")  # a pool that has no connection yet would be what runs out of time
@@ -354,6 +373,8 @@ async def test_async_queries(settings: Settings, insert: Insert, empty: None) ->
         assert len(await queries.get_performance_metrics("latency", 60)) == 0
         assert len(await queries.get_latency_percentiles("s", "o", 60)) == 0
         assert (await queries.execute_query("SELECT %s::int x", [5])).rows()[0].x == 5
+        moment = await queries.execute_query(f"SELECT cast({BASE} as timestamp) at")
+        assert moment.rows()[0].at == time_of(BASE)
         with pytest.raises(QueryTimeout):
             await queries.execute_query(ENDLESS, timeout_ms=150)
         with pytest.raises(QueryError):

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from ringlog.cli import ringlog
 from ringlog.questdb.filters import time_of
-from ringlog.questdb.results import Continuation, Result, Span
+from ringlog.questdb.results import Continuation, Result, Span, typed_rows
 from ringlog.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "queries.md").read_text()
@@ -78,13 +78,13 @@ SPAN = Span(time_of(0), time_of(1))
 
 def part(numbers: list[int], span: Span | None) -> Result[int]:
     rest = Continuation("get_trades", {})
-    return Result([("n", "int")], [(n,) for n in numbers], int, span=span, partial=True, continuation=rest)
+    return Result([("n", "int")], [(n,) for n in numbers], typed_rows(int), span=span, partial=True, continuation=rest)
 
 
 @pytest.mark.parametrize(
     ("results", "rows", "complete"),
     [
-        ([part([1, 2], SPAN), part([3], SPAN), Result([("n", "int")], [(4,)], int)], [1, 2, 3, 4], True),
+        ([part([1, 2], SPAN), part([3], SPAN), Result([("n", "int")], [(4,)], typed_rows(int))], [1, 2, 3, 4], True),
         ([part([1], SPAN), part([], None)], [1], False),
         ([part([], None)], [], False),
     ],
