@@ -42,7 +42,7 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
         connection = Connection.from_settings(Settings(**questdb.settings(), request_timeout_ms=60_000))
         fill(connection.execute, "trades", 20_000 if tiny else 1_000_000, time.time_ns() // 1_000)
         connection.close()
-        seconds, rounds = (0.3, 1) if tiny else (2.5, 5)
+        seconds, rounds = (0.3, 1) if tiny else (1.5, 15)
         typed_rounds = 5 if tiny else 60
         typed = overhead(settings, typed_rounds)  # first: what many threads leave makes it differ from run to run
         with Queries(settings) as queries:

@@ -178,21 +178,24 @@ def typed_rows(row_type: Callable[..., RowT]) -> Callable[[Sequence[tuple[Any, .
 def named_rows(columns: tuple[tuple[str, str], ...]) -> Callable[[Sequence[tuple[Any, ...]]], Iterable[Any]]:
     """Makes named tuples of rows of any query, their times aware in UTC.
 
-    Psycopg has them naive, and for each to get its zone while 50 threads decode costs some 5 % of their throughput: so
-    it is done when rows are asked for. Arrow, which knows the zone of a whole column, never needs it.
+    Psycopg has them naive. Each gets its zone when rows are asked for, not while the answer is decoded, which many
+    threads do in turn (`bench.query_pool`); Arrow, which knows the zone of a whole column, never needs it.
     """
     row = _named_row(tuple(name for name, _ in columns))
     times = [index for index, (_, kind) in enumerate(columns) if kind == "datetime"]
+    # What the row's own `_make` does, without a call of Python for each.
+    named = functools.partial(tuple.__new__, row)
 
-    def make(tuples: Sequence[tuple[Any, ...]]) -> Iterable[Any]:
-        if times and tuples:
-            values = list(zip(*tuples, strict=True))
+    def in_utc(tuples: Sequence[tuple[Any, ...]]) -> Iterator[list[Any]]:
+        # Row by row: to turn rows into columns and back touches far more memory. `combine` is faster than `replace`.
+        combine, utc = datetime.datetime.combine, datetime.UTC
+        for values in map(list, tuples):
             for index in times:
-                values[index] = tuple(map(_in_utc, values[index]))
-            tuples = list(zip(*values, strict=True))
-        return map(row._make, tuples)
+                if (naive := values[index]) is not None:
+                    values[index] = combine(naive, naive.time(), utc)
+            yield values
 
-    return make
+    return lambda tuples: map(named, in_utc(tuples) if times else tuples)
 
 
 @functools.lru_cache(maxsize=256)
@@ -200,8 +203,3 @@ def _named_row(names: tuple[str, ...]) -> Any:
     """A named tuple; a column whose name is no identifier is `_0`, `_1` ... by position."""
     safe = [name if name.isidentifier() and not keyword.iskeyword(name) else "" for name in names]
     return namedtuple("Row", safe, rename=True)
-
-
-def _in_utc(value: datetime.datetime | None) -> datetime.datetime | None:
-    # Thrice as fast as `replace`.
-    return value and datetime.datetime.combine(value, value.time(), datetime.UTC)
