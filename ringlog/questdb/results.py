@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 RowT = TypeVar("RowT")
+# Makes the rows of an answer's tuples: `typed_rows`, `named_rows`.
+Make = Callable[[Sequence[tuple[Any, ...]]], Iterable[RowT]]
 
 # PG wire types of QuestDB's columns that Arrow cannot be left to guess: NULLs alone have no type.
 _KINDS = {
@@ -52,8 +54,6 @@ class Continuation(msgspec.Struct, frozen=True):
 class Result(Generic[RowT]):
     """The rows of one query; a sequence of typed rows, and a table for Arrow, pandas and Polars.
 
-    `make` gives the typed rows of `tuples`: `typed_rows`, `named_rows`.
-
     `partial`: the query ran out of time, and the rows cover `span` only (None: no part of it); `continuation` gives
     the rest. `limited`: the rows are as many as the limit lets through, and more matched, or time ran out before it was
     known whether more did. `source`: "view" where aggregates came from views (the edges and the newest minutes from raw
@@ -64,7 +64,7 @@ class Result(Generic[RowT]):
         self,
         columns: Sequence[tuple[str, str]],
         tuples: Sequence[tuple[Any, ...]],
-        make: Callable[[Sequence[tuple[Any, ...]]], Iterable[RowT]],
+        make: Make[RowT],
         *,
         span: Span | None = None,
         partial: bool = False,
@@ -170,21 +170,23 @@ def _columns(wire: tuple[tuple[bytes, int], ...]) -> tuple[tuple[str, str], ...]
     return tuple((name.decode(), _KINDS.get(oid, "other")) for name, oid in wire)
 
 
-def typed_rows(row_type: Callable[..., RowT]) -> Callable[[Sequence[tuple[Any, ...]]], Iterable[RowT]]:
+def typed_rows(row_type: Callable[..., RowT]) -> Make[RowT]:
     """Makes rows of a struct; their times are aware already."""
     return functools.partial(itertools.starmap, row_type)
 
 
-def named_rows(columns: tuple[tuple[str, str], ...]) -> Callable[[Sequence[tuple[Any, ...]]], Iterable[Any]]:
+@functools.lru_cache(maxsize=256)
+def named_rows(columns: tuple[tuple[str, str], ...]) -> Make[Any]:
     """Makes named tuples of rows of any query, their times aware in UTC.
 
     Psycopg has them naive. Each gets its zone when rows are asked for, not while the answer is decoded, which many
     threads do in turn (`bench.query_pool`); Arrow, which knows the zone of a whole column, never needs it.
+    A column whose name is no identifier is `_0`, `_1` ... by position.
     """
-    row = _named_row(tuple(name for name, _ in columns))
+    safe = [name if name.isidentifier() and not keyword.iskeyword(name) else "" for name, _ in columns]
     times = [index for index, (_, kind) in enumerate(columns) if kind == "datetime"]
     # What the row's own `_make` does, without a call of Python for each.
-    named = functools.partial(tuple.__new__, row)
+    named = functools.partial(tuple.__new__, namedtuple("Row", safe, rename=True))
 
     def in_utc(tuples: Sequence[tuple[Any, ...]]) -> Iterator[list[Any]]:
         # Row by row: to turn rows into columns and back touches far more memory. `combine` is faster than `replace`.
@@ -196,10 +198,3 @@ def named_rows(columns: tuple[tuple[str, str], ...]) -> Callable[[Sequence[tuple
             yield values
 
     return lambda tuples: map(named, in_utc(tuples) if times else tuples)
-
-
-@functools.lru_cache(maxsize=256)
-def _named_row(names: tuple[str, ...]) -> Any:
-    """A named tuple; a column whose name is no identifier is `_0`, `_1` ... by position."""
-    safe = [name if name.isidentifier() and not keyword.iskeyword(name) else "" for name in names]
-    return namedtuple("Row", safe, rename=True)
