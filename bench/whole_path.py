@@ -100,7 +100,7 @@ def client(settings: Settings, connection: psycopg.Connection[Any], rows: int, r
 
 
 def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
-    rows = 4_000 if tiny else 500_000
+    rows = 4_000 if tiny else 1_000_000  # some 4 s, of which the first batches and the last tick are a small part
     figures: list[Figure] = []
     details: dict[str, Any] = {}
     with server(running) as questdb:
@@ -109,9 +109,9 @@ def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
             connection.execute(create_table(layout_of(Trade)).replace("trades", CLIENT_TABLE, 1))
             for producers in (1,) if tiny else (1, 4):
                 status: dict[str, Any] = {}
-                ringlog(questdb, producers, max(rows // 4, 2_000), status)  # warm, and how many rows a request has
+                ringlog(questdb, producers, max(rows // 8, 2_000), status)  # warm, and how many rows a request has
                 request_rows = max(int(status["write_ms"]["rows"]), 1)
-                client(settings, connection, max(rows // 4, 2_000), request_rows)  # warm
+                client(settings, connection, max(rows // 8, 2_000), request_rows)  # warm
                 contenders = {
                     "ringlog": functools.partial(ringlog, questdb, producers, rows, status),
                     "client": functools.partial(client, settings, connection, rows, request_rows),
