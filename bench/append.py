@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from bench.figures import Figure, Result, main, percentiles
-from bench.load import REACHED, beside
+from bench.load import REACHED, Reached, beside
 from bench.stack import instance, server
 from bench.trades import FIELDS, PRESETS, VARYING, trades, varying
 from ringlog import Producer
@@ -183,7 +183,9 @@ def paced(append: Callable[..., Any], rate: float, seconds: float, is_fresh: boo
     return found
 
 
-def paced_round(runtime_dir: str, rate: float, beside_rate: float, seconds: float, is_fresh: bool) -> dict[str, Any]:
+def paced_round(
+    runtime_dir: str, rate: float, beside_rate: float, seconds: float, is_fresh: bool
+) -> tuple[dict[str, Any], Reached]:
     """`paced` with the writer draining and another producer that appends `beside_rate` records/s.
 
     For a process of its own: by where a process's objects come to lie, an empty call takes more or less there.
@@ -197,19 +199,22 @@ def paced_round(runtime_dir: str, rate: float, beside_rate: float, seconds: floa
         reached = flow.reached()
         if any(producer.appender(Trade).refused().values()):
             raise RuntimeError(f"appends were refused: {producer.appender(Trade).refused()}")
-    return found | {"written_per_second": reached.written_per_second, "refused": reached.refused}
+    return found, reached
 
 
 def paced_rounds(settings: Settings, rate: float, beside_rate: float, seconds: float, is_fresh: bool) -> dict[str, Any]:
     """The median of `paced_round`s, one after another. The longest call is that of all of them."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
-        rounds = [
+        results = [
             processes.submit(paced_round, settings.runtime_dir, rate, beside_rate, seconds / ROUNDS, is_fresh).result()
             for _ in range(ROUNDS)
         ]
-    alone = ("rate", "clock_ns", "ratio_p50", "ratio_p99", "ratio_p999", "ratio_p50_with_clock", "written_per_second")
-    found: dict[str, Any] = {at: statistics.median(round_[at] for round_ in rounds) for at in alone}
-    found |= {"refused_in_all": sum(round_["refused"] for round_ in rounds)}
+    rounds, reached = [round_ for round_, _ in results], Reached.together([reached for _, reached in results])
+    found: dict[str, Any] = {
+        at: statistics.median(round_[at] for round_ in rounds)
+        for at in ("rate", "clock_ns", "ratio_p50", "ratio_p99", "ratio_p999", "ratio_p50_with_clock")
+    }
+    found |= {"written_per_second": reached.written_per_second, "refused_in_all": reached.refused}
     found["ratio_p50_by_round"] = [round_["ratio_p50"] for round_ in rounds]
     for name in ("append", "floor"):
         found[name] = {at: statistics.median(round_[name][at] for round_ in rounds) for at in ("p50", "p99", "p999")}
