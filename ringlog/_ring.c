@@ -53,7 +53,8 @@
 #endif
 
 enum kind { TIMESTAMP, DOUBLE, LONG, BOOLEAN, SYMBOL, VARCHAR, JSON, KINDS };
-enum refused { FULL, BOARD, BUDGET, REENTRANT, CLOSED, REFUSED_WORDS };
+/* As layout.Refused; those that only Python gives have no name here. */
+enum refused { FULL, BOARD, BUDGET, REENTRANT, CLOSED, REFUSED_WORDS = 11 };
 enum outcome { WRITTEN, COERCE, SHUT, REFUSED, FAILED };
 
 #define FIELDS_MAX 64

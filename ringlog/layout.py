@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Sequence
 
 MAGIC = b"RINGLOG\x01"
 BOARD_MAGIC = b"RINGBRD\x01"
@@ -63,9 +64,19 @@ class Refused(enum.IntEnum):
     # append was called inside an append of the same lane: in C one that is claiming it, in Python any of its thread
     REENTRANT = 3
     CLOSED = 4  # the producer is closed
+    # 5 and 6 are kept for reasons to do with the record itself. From here on: why no lane could be claimed.
+    CLAIM_BUSY = 7  # another process held the claims lock all the while
+    DESCRIPTORS = 8  # this process, or the machine, has no file descriptor left
+    SHARED_MEMORY = 9  # /dev/shm is full, absent or read-only, or this process has no address space left
+    UNUSABLE = 10  # the runtime directory, a file in it or the board cannot be used
 
 
-REFUSED_WORDS = len(Refused)
+REFUSED_WORDS = max(Refused) + 1
+
+
+def refusals_by_name(counts: Sequence[int]) -> dict[str, int]:
+    """The counts of the refused words, by the names of their reasons."""
+    return {reason.name.lower(): counts[reason] for reason in Refused}
 
 # The board: one page with the state that every producer reads.
 BOARD_HEADER = struct.Struct("<8sI")

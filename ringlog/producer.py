@@ -15,7 +15,7 @@ from ringlog.errors import RecordTypeError
 from ringlog.lanes.board import Board
 from ringlog.lanes.claims import CLAIM_TIMEOUT_SECONDS, BudgetExhausted, Card, OwnedLane, claim, open_board
 from ringlog.lanes.instance import Instance
-from ringlog.layout import BOARD_REFUSE_OFFSET, TAIL_OFFSET, BoardReason, Refused
+from ringlog.layout import BOARD_REFUSE_OFFSET, TAIL_OFFSET, BoardReason, Refused, refusals_by_name
 from ringlog.records import (
     PLATFORM_RECORDS,
     TIMESTAMP,
@@ -126,7 +126,7 @@ class Appender:
 
     def refused(self) -> dict[str, int]:
         """How many records were refused, by reason: full, board, budget, reentrant, closed."""
-        return {reason.name.lower(): count for reason, count in zip(Refused, self._ring.refused(), strict=True)}
+        return refusals_by_name(self._ring.refused())
 
     def refused_reason(self) -> str | None:
         """Why the latest record that was refused was refused; None if none ever was.

@@ -66,6 +66,10 @@ class Instance:
     def card_path(self, lane: int) -> Path:
         return self.lanes_dir / f"{lane:016x}.json"
 
+    def claim_path(self, lane: int) -> Path:
+        """The card of a lane whose claim is not complete yet."""
+        return self.lanes_dir / f"{lane:016x}.claim"
+
 
 def check_private(directory: Path) -> None:
     """Raises LaneError unless `directory` is a real directory of this user that nobody else can enter."""

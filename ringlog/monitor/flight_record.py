@@ -15,7 +15,7 @@ from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.segments import SegmentBlank
 from ringlog.lanes.views import LaneView, MappedLane
-from ringlog.layout import Refused
+from ringlog.layout import refusals_by_name
 from ringlog.monitor.rows import rows_of_columns, time_of
 from ringlog.records import SEQ
 
@@ -110,7 +110,7 @@ def _of(view: LaneView, rows_max: int | None) -> FlightRecord:
         accepted=head,
         confirmed=tail,
         waiting=head - tail,
-        refused={reason.name.lower(): count for reason, count in zip(Refused, view.refused, strict=True)},
+        refused=refusals_by_name(view.refused),
         half_written=int(np.count_nonzero(seqs >= head)) if head else 0,
         unreadable=[each.seq for each in corrupt],
         rows=rows,

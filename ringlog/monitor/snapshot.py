@@ -20,7 +20,7 @@ from ringlog.lanes.instance import Instance
 from ringlog.lanes.locks import is_locked
 from ringlog.lanes.segments import SegmentBlank
 from ringlog.lanes.views import MappedLane
-from ringlog.layout import LaneState, Refused
+from ringlog.layout import LaneState, refusals_by_name
 from ringlog.monitor.probes import ServerFigures
 from ringlog.monitor.rows import time_of
 from ringlog.pressure import Level, Thresholds
@@ -216,7 +216,7 @@ def _fill(figures: LaneFigures, lane: _Watched, now_us: int, *, owned: bool) -> 
     figures.capacity, figures.accepted, figures.confirmed = lane.capacity, head, tail
     figures.waiting = max(min(head - tail, lane.capacity), 0)
     figures.fill = figures.waiting / lane.capacity
-    figures.refused = {reason.name.lower(): n for reason, n in zip(Refused, lane.refused, strict=True) if n}
+    figures.refused = {name: count for name, count in refusals_by_name(lane.refused).items() if count}
     refused = sum(figures.refused.values())
     if head:
         last = lane.timestamp_us(head - 1)

@@ -16,7 +16,7 @@ import ringlog
 from ringlog import AsyncProducer, Producer, rows_of
 from ringlog.errors import LaneError, RecordError, RecordTypeError, RecordValueError
 from ringlog.lanes.claims import BudgetExhausted, open_board
-from ringlog.layout import BoardReason
+from ringlog.layout import BoardReason, Refused
 from ringlog.records import PLATFORM_RECORDS, LatencySample, MevMetric, PerformanceMetric, Position, Record, Trade
 from ringlog.settings import Settings
 from ringlog.testing import MemoryInstance
@@ -171,8 +171,8 @@ def test_refusals_are_counted_by_reason(lane_settings: Settings) -> None:
     assert appender.append(1, "") is False
     assert appender.append_many(rows_of(Sample, {"number": [1], "text": [""]})) == 0
     assert appender.refused_reason() == "closed"
-    full = accepted.count(False)
-    assert producer.refused() == {"samples": {"full": full, "board": 4, "budget": 0, "reentrant": 0, "closed": 2}}
+    counts = {"full": accepted.count(False), "board": 4, "closed": 2}
+    assert producer.refused() == {"samples": {reason.name.lower(): 0 for reason in Refused} | counts}
 
 
 def test_over_budget(lane_settings: Settings) -> None:

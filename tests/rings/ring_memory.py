@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 
-from ringlog.layout import HEAD_OFFSET, REFUSED_OFFSET, STATE_OFFSET, TAIL_OFFSET, Refused
+from ringlog.layout import HEAD_OFFSET, REFUSED_OFFSET, REFUSED_WORDS, STATE_OFFSET, TAIL_OFFSET, Refused
 from ringlog.records import Double, Json, Kind, Long, Record, RecordLayout, Symbol, Varchar, defaults_of, layout_of
 from ringlog.validation import Coercion
 
@@ -88,6 +88,14 @@ class Lane:
             for at in (SLOTS_AT + seq % self.capacity * slot_bytes for seq in range(first, first + count))
         )
         return np.frombuffer(taken, self.layout.dtype, count)
+
+
+def refusals(**by_reason: int) -> tuple[int, ...]:
+    """What a ring's `refused()` gives where these were refused, and nothing else: `refusals(full=2)`."""
+    counts = [0] * REFUSED_WORDS
+    for name, count in by_reason.items():
+        counts[Refused[name.upper()]] = count
+    return tuple(counts)
 
 
 class RingUnderTest:

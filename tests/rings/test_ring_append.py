@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
-from ring_memory import RINGS, SLOTS_AT, WORDS, Lane, RingUnderTest, module, plain
+from ring_memory import RINGS, SLOTS_AT, WORDS, Lane, RingUnderTest, module, plain, refusals
 
 from ringlog.errors import RecordTypeError, RecordValueError
 from ringlog.layout import HEAD_OFFSET, REFUSED_OFFSET, STATE_OFFSET, TAIL_OFFSET, Refused
@@ -233,7 +233,7 @@ def test_a_full_ring_refuses_and_counts(ring: RingUnderTest) -> None:
     assert ring.append(*ROW) is True
     assert ring.append(*ROW) is False
     assert int(ring.lane.slots(8, 1)[0]["seq"]) == 8
-    assert ring.ring.refused() == (3, 0, 0, 0, 0)
+    assert ring.ring.refused() == refusals(full=3)
 
 
 def test_a_full_ring_does_not_look_at_the_values(ring: RingUnderTest) -> None:
@@ -252,7 +252,7 @@ def test_a_refusing_board_refuses_and_ends(ring: RingUnderTest) -> None:
     assert ring.ring.append_many(bytes(2 * ring.layout.slot_bytes), 2) == 0
     ring.lane.refuse(0)
     assert ring.append(*ROW) is True
-    assert ring.ring.refused() == (0, 3, 0, 0, 0)
+    assert ring.ring.refused() == refusals(board=3)
     assert ring.ring.last_refused == Refused.BOARD
 
 
@@ -273,13 +273,13 @@ def test_append_many_fills_what_is_free(ring: RingUnderTest) -> None:
     assert ring.ring.append_many(rows.view(np.uint8), 9) == 7
     assert ring.lane.slots(1, 7)["seq"].tolist() == list(range(1, 8))
     assert ring.lane.slots(1, 7)["whole"].tolist() == list(range(7))
-    assert ring.ring.refused() == (2, 0, 0, 0, 0)
+    assert ring.ring.refused() == refusals(full=2)
 
 
 def test_append_many_of_nothing(ring: RingUnderTest) -> None:
     """An empty bulk append accepts and refuses nothing."""
     assert ring.ring.append_many(b"", 0) == 0
-    assert ring.ring.refused() == (0,) * 5
+    assert ring.ring.refused() == refusals()
 
 
 def test_append_many_checks_the_size(ring: RingUnderTest) -> None:
@@ -392,10 +392,10 @@ def test_counts_outlive_the_lane(ring: RingUnderTest) -> None:
         ring.append(*ROW)
     ring.ring.detach()
     assert ring.ring.attached is False
-    assert ring.ring.refused() == (1, 0, 0, 0, 0)
+    assert ring.ring.refused() == refusals(full=1)
     ring.attach(Lane(ring.layout, 2))
     assert [ring.append(*ROW) for _ in range(3)] == [True, True, False]
-    assert ring.ring.refused() == (2, 0, 0, 0, 0)
+    assert ring.ring.refused() == refusals(full=2)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ring_memory import Everything, Lane, RingUnderTest, module, plain
 
 from ringlog.errors import RecordError
-from ringlog.layout import STATE_OFFSET, TAIL_OFFSET, Refused
+from ringlog.layout import REFUSED_WORDS, STATE_OFFSET, TAIL_OFFSET, Refused
 from ringlog.records import layout_of
 
 STAMP = 1_767_225_600_000_000
@@ -179,7 +179,7 @@ class BothRings(RuleBasedStateMachine):
         self.model: list[float] = []  # what the present lane accepted
         self.tail = 0
         self.serial = 0
-        self.refused = [0] * len(Refused)
+        self.refused = [0] * REFUSED_WORDS
         self.attached = True
         self.retired = False
         self.refusing = False

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 
 import pytest
-from ring_memory import RINGS, Lane, RingUnderTest, module
+from ring_memory import RINGS, Lane, RingUnderTest, module, refusals
 
 from ringlog.layout import REFUSED_OFFSET, Refused
 
@@ -47,7 +47,7 @@ def test_a_forked_child_counts_its_own_refusals(ring: RingUnderTest) -> None:
     ring.attach(Lane(ring.layout, 2))
     for _ in range(3):
         ring.append(*ROW)
-    assert ring.ring.refused() == (2, 0, 0, 0, 0)
+    assert ring.ring.refused() == refusals(full=2)
 
     def told() -> list[object]:
         before = [ring.ring.last_refused, ring.ring.refused()]
@@ -57,9 +57,9 @@ def test_a_forked_child_counts_its_own_refusals(ring: RingUnderTest) -> None:
         ring.ring.detach()
         return [before, accepted, attached, ring.ring.refused()]
 
-    closed = [0, 0, 0, 0, 1]
-    assert in_a_forked_child(told) == [[-1, [0] * 5], False, [Refused.CLOSED, closed], closed]
-    assert ring.ring.refused() == (6, 0, 0, 0, 0)
+    closed = list(refusals(closed=1))
+    assert in_a_forked_child(told) == [[-1, list(refusals())], False, [Refused.CLOSED, closed], closed]
+    assert ring.ring.refused() == refusals(full=6)
     assert ring.ring.last_refused == Refused.FULL
 
 
@@ -68,7 +68,7 @@ def test_a_forked_child_that_never_appends_has_refused_nothing(ring: RingUnderTe
     for _ in range(9):
         ring.append(*ROW)
     ring.ring.detach()
-    assert in_a_forked_child(ring.ring.refused) == [0] * 5
+    assert in_a_forked_child(ring.ring.refused) == list(refusals())
     ring.attach(Lane(ring.layout, 2))
     for _ in range(3):
         ring.append(*ROW)
@@ -77,4 +77,4 @@ def test_a_forked_child_that_never_appends_has_refused_nothing(ring: RingUnderTe
         ring.ring.detach()
         return tuple(ring.ring.refused())
 
-    assert in_a_forked_child(left) == [0] * 5
+    assert in_a_forked_child(left) == list(refusals())
