@@ -78,6 +78,7 @@ def refusals_by_name(counts: Sequence[int]) -> dict[str, int]:
     """The counts of the refused words, by the names of their reasons."""
     return {reason.name.lower(): counts[reason] for reason in Refused}
 
+
 # The board: one page with the state that every producer reads.
 BOARD_HEADER = struct.Struct("<8sI")
 BOARD_REFUSE_OFFSET = 128  # 0: accepting, else a BoardReason

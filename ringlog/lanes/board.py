@@ -6,7 +6,7 @@ from typing import Any
 
 from ringlog.errors import SegmentRefused
 from ringlog.lanes.instance import Instance
-from ringlog.lanes.segments import MappedSegment, SegmentBlank, attach_segment, create_segment, unlink_segment
+from ringlog.lanes.segments import SegmentBlank, attach_segment, create_segment, unlink_segment
 from ringlog.layout import (
     BOARD_BEAT_OFFSET,
     BOARD_BYTES,
@@ -69,7 +69,7 @@ class Board:
         Raises SegmentRefused where what is there is not a board of this layout version.
         """
         try:
-            segment = MappedSegment(instance.board_name)
+            segment = attach_segment(instance.board_name, is_writable=False)
         except (FileNotFoundError, SegmentBlank):
             return None
         if len(segment.memory) < BOARD_BYTES or bytes(segment.memory[:8]) == bytes(8):

@@ -15,7 +15,7 @@ import msgspec
 
 from ringlog.errors import LaneError
 from ringlog.lanes.board import Board
-from ringlog.lanes.instance import Instance, boot_id
+from ringlog.lanes.instance import Instance, boot_id, read_private
 from ringlog.lanes.locks import LockFile, is_locked
 from ringlog.lanes.segments import Segment, create_segment, unlink_segment
 from ringlog.layout import (
@@ -63,7 +63,7 @@ class Card(msgspec.Struct, frozen=True):
 
     lane: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     segment: str
-    size_bytes: int
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
     record: str
     table: str
     owner_pid: int
@@ -72,16 +72,24 @@ class Card(msgspec.Struct, frozen=True):
 
 
 def cards(instance: Instance, known: Container[int] = ()) -> list[Card]:
-    """The cards of the instance's lanes, but for those in `known`; one that is half written or foreign is left out."""
+    """The cards of the instance's lanes, but for those in `known`; one that is half written or foreign is left out.
+
+    Raises LaneError where the directory cannot be listed.
+    """
     found = []
-    names = sorted(os.listdir(instance.lanes_dir)) if instance.lanes_dir.exists() else []
+    try:
+        names = sorted(os.listdir(instance.lanes_dir))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise LaneError(f"{instance.lanes_dir}: got {error.strerror}, wanted to list it") from None
     for name in names:
         number, _, suffix = name.partition(".")
         if suffix != "json" or _number_of(number) in known:
             continue
         try:
-            found.append(msgspec.json.decode((instance.lanes_dir / name).read_bytes(), type=Card))
-        except (OSError, msgspec.MsgspecError):
+            found.append(msgspec.json.decode(read_private(instance.lanes_dir / name), type=Card))
+        except (OSError, LaneError, msgspec.MsgspecError):
             continue
     return found
 
@@ -228,6 +236,9 @@ def _made(instance: Instance, layout: RecordLayout, capacity: int, lane: int, lo
 
 def _write_card(path: Path, card: Card) -> None:
     draft = path.with_suffix(".draft")
-    draft.touch(mode=0o600)
-    draft.write_bytes(msgspec.json.encode(card))
-    draft.rename(path)
+    try:
+        draft.touch(mode=0o600)
+        draft.write_bytes(msgspec.json.encode(card))
+        draft.rename(path)
+    except OSError as error:
+        raise LaneError(f"{path}: got {error.strerror}, wanted to write the lane's card") from None

@@ -8,6 +8,7 @@ lock, so probes skip the locks this process holds.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -15,11 +16,12 @@ import sys
 from pathlib import Path
 
 from ringlog.errors import LaneError
-from ringlog.lanes.instance import FILE_MODE, OPEN_FLAGS
+from ringlog.lanes.instance import open_private
 
 # struct flock: type, whence, start, len, pid on Linux (64-bit); start, len, pid, type, whence on macOS.
 _FLOCK = struct.Struct("hhqqi4x") if sys.platform != "darwin" else struct.Struct("qqihh")
 
+_HELD_BY_ANOTHER = frozenset({errno.EAGAIN, errno.EACCES})  # POSIX lets a system say either
 _held: set[Path] = set()
 
 
@@ -46,17 +48,19 @@ class LockFile:
         """
         if self.path in _held:
             raise LaneError(f"{self.path}: got a lock that this process holds already, wanted it once")
-        flags = OPEN_FLAGS | os.O_CREAT | (os.O_EXCL if exclusive_create else 0)
+        flags = os.O_RDWR | os.O_CREAT | (os.O_EXCL if exclusive_create else 0)
         while True:
             try:
-                descriptor = os.open(self.path, flags, FILE_MODE)
+                descriptor = open_private(self.path, flags)
             except OSError as error:
                 raise LaneError(f"{self.path}: got {error.strerror}, wanted a lock file of this user") from None
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
                 os.close(descriptor)
-                return False
+                if error.errno in _HELD_BY_ANOTHER:
+                    return False
+                raise LaneError(f"{self.path}: got {error.strerror}, wanted to lock it") from None
             self._inode = _inode_of(os.fstat(descriptor))
             if self._is_at_path():
                 break
@@ -101,20 +105,22 @@ def _inode_of(status: os.stat_result) -> tuple[int, int]:
 def is_locked(path: Path) -> bool:
     """Whether a process (this one included) holds the lock of the file at `path`; False where there is no file.
 
-    True where the file cannot be opened (no free descriptor, say): who cannot tell must not take a lane away.
+    True where that cannot be told (no free descriptor, no lock file of ours): then a lane must not be taken away.
     """
     if path in _held:
         return True
     try:
-        descriptor = os.open(path, OPEN_FLAGS)
+        descriptor = open_private(path, os.O_RDWR)
     except FileNotFoundError:
         return False
-    except OSError:
+    except (OSError, LaneError):
         return True
     try:
         request = _pack(fcntl.F_WRLCK)
         answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, request)
         return _type_of(answer) != fcntl.F_UNLCK
+    except OSError:  # a file system without locks, or out of them
+        return True
     finally:
         os.close(descriptor)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ringlog.decode import Slots
 from ringlog.errors import LaneError, SegmentRefused
 from ringlog.lanes.claims import Card, cards, claims_lock
-from ringlog.lanes.instance import Instance, boot_id
+from ringlog.lanes.instance import Instance, boot_id, read_private
 from ringlog.lanes.locks import LockFile, is_locked
 from ringlog.lanes.segments import Segment, SegmentBlank, attach_segment, unlink_segment
 from ringlog.lanes.views import LaneView
@@ -140,7 +140,7 @@ class LaneDirectory:
         """Attaches lanes that are new since the last look; a lane that cannot be attached is logged once and kept."""
         try:
             found = cards(self._instance, self.lanes.keys() | self.refused.keys())
-        except OSError as error:  # no free descriptor, say: those that are attached go on
+        except LaneError as error:  # no free descriptor, say: those that are attached go on
             logger.error("lanes cannot be listed yet: %s", error)
             return
         for card in found:
@@ -233,6 +233,7 @@ class Lease:
     """The one writer of an instance: a lock for its life, and an epoch on the board for what it may still do."""
 
     def __init__(self, instance: Instance) -> None:
+        self._path = instance.lease_path
         self._lock = LockFile(instance.lease_path)
 
     def take(self) -> bool:
@@ -241,6 +242,14 @@ class Lease:
 
     def write(self, text: str) -> None:
         self._lock.write(text)
+
+    @property
+    def holder(self) -> str:
+        """What the process that holds it has written."""
+        try:
+            return read_private(self._path).decode(errors="replace")
+        except (OSError, LaneError) as error:
+            return str(error)
 
     def release(self) -> None:
         self._lock.release()

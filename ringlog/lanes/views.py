@@ -1,6 +1,6 @@
 """Lanes as an onlooker sees them: header and words of a segment, and copies of its slots, whoever reads them.
 
-Nothing here writes; an onlooker maps its segments without the right to (MappedSegment).
+Nothing here writes; an onlooker maps its segments without the right to.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from ringlog._ring_python import fence
 from ringlog.decode import Slots
 from ringlog.errors import SegmentRefused
-from ringlog.lanes.segments import MappedSegment, SegmentBlank
+from ringlog.lanes.segments import SegmentBlank, attach_segment
 from ringlog.layout import (
     HEAD_OFFSET,
     HEADER,
@@ -142,10 +142,10 @@ class LaneView:
 
 
 class MappedLane(LaneView):
-    """The lane of a segment, mapped for reading alone; closed with its mapping. Raises what MappedSegment does, too."""
+    """The lane of a segment, mapped for reading alone; closed with its mapping. Raises what attach_segment does."""
 
     def __init__(self, segment: str, lane: int | None = None) -> None:
-        self._segment = MappedSegment(segment)
+        self._segment = attach_segment(segment, is_writable=False)
         try:
             super().__init__(segment, self._segment.memory, lane)
         except BaseException:

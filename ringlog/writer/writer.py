@@ -66,7 +66,7 @@ class Writer:
         self._instance = Instance(settings).open()
         self._lease = Lease(self._instance)
         if not self._lease.take():
-            holder = self._instance.lease_path.read_text()
+            holder = self._lease.holder
             raise WriterRunning(
                 f"instance {self._instance.runtime_dir}: got a writer running already ({holder}), wanted none"
             )

@@ -352,7 +352,7 @@ def test_an_interrupted_claim_leaves_nothing(instance: Instance, monkeypatch: py
         raise KeyboardInterrupt
 
     steps = [(claims_module, "_write_card"), (claims_module, "store"), (claims_module, "OwnedLane")]
-    for module, name in [*steps, (segments_module.Segment, "reserve")]:
+    for module, name in [*steps, (segments_module._Made, "reserve")]:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, interrupt)
             with pytest.raises(KeyboardInterrupt):

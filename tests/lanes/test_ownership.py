@@ -376,7 +376,7 @@ def test_60_many_lanes_leave_nothing(lane_settings: Settings) -> None:
 CLAIM_STEPS = {
     "before the segment": "claims.create_segment = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
     "before its size": "segments.shared_memory.os.ftruncate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
-    "before its pages": "segments.Segment.reserve = lambda _: os.kill(os.getpid(), signal.SIGKILL)",
+    "before its pages": "segments._Made.reserve = lambda _: os.kill(os.getpid(), signal.SIGKILL)",
     "before the magic": "claims.store = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
 }
 

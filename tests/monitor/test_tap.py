@@ -19,7 +19,7 @@ from ringlog.errors import ConfigurationError
 from ringlog.lanes import views
 from ringlog.lanes.claims import cards, claim
 from ringlog.lanes.instance import Instance
-from ringlog.lanes.segments import MappedSegment
+from ringlog.lanes.segments import attach_segment
 from ringlog.lanes.views import LaneView
 from ringlog.monitor.rows import Condition, rows_of_columns
 from ringlog.monitor.tap import Tap
@@ -80,7 +80,7 @@ def test_the_mapping_cannot_be_written(lane_settings: Settings) -> None:
     """An onlooker's mapping has no right to write: a mistake of its own code cannot reach a producer."""
     instance = Instance(lane_settings).open()
     lane = claim(instance, layout_of(Sample))
-    mapped = MappedSegment(lane.card.segment)
+    mapped = attach_segment(lane.card.segment, is_writable=False)
     with pytest.raises(TypeError, match="read-only"):
         mapped.memory[0] = 1
     mapped.close()

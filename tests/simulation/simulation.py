@@ -29,7 +29,7 @@ from ringlog.errors import RinglogError, SpoolError
 from ringlog.lanes import locks
 from ringlog.lanes.claims import OwnedLane, cards, unlink_segment
 from ringlog.lanes.instance import Instance
-from ringlog.lanes.segments import MappedSegment, SegmentBlank
+from ringlog.lanes.segments import SegmentBlank, attach_segment
 from ringlog.layout import BOARD_REFUSE_OFFSET, HEAD_OFFSET, TAIL_OFFSET
 from ringlog.ledger import LiveLane
 from ringlog.records import Record, layout_of
@@ -257,7 +257,7 @@ class Simulation:
         self.world.disk.crash_at = -1
         for card in cards(self.instance):
             with contextlib.suppress(FileNotFoundError, SegmentBlank):
-                segment = MappedSegment(card.segment)
+                segment = attach_segment(card.segment, is_writable=False)
                 tail, head = load(segment.memory, TAIL_OFFSET), load(segment.memory, HEAD_OFFSET)
                 segment.close()
                 self.oracle.may_be_lost |= {(card.lane, seq) for seq in range(tail, head)}
