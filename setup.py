@@ -23,11 +23,14 @@ EXTENSIONS = [
     for name, optimize in OPTIMIZE.items()
 ]
 
+# By suffix: the directories of a checkout in use also hold byte code, and what editors leave there.
+SCHEMA_SUFFIXES = ("conf", "json", "md", "service", "sql", "yaml", "yml")
+
 # A free-threaded interpreter has no GIL to make the C append atomic: it runs the Python ring.
 setup(
     ext_modules=[] if FREE_THREADED else EXTENSIONS,
     # The SQL lies at the top, where people look for it; installed users get it inside the package.
     packages=[*find_packages(include=["ringlog", "ringlog.*"]), "ringlog.schemas"],
     package_dir={"ringlog.schemas": "schemas"},
-    package_data={"ringlog": ["py.typed"], "ringlog.schemas": ["*/*", "*/*/*"]},
+    package_data={"ringlog": ["py.typed"], "ringlog.schemas": [f"*/*.{suffix}" for suffix in SCHEMA_SUFFIXES]},
 )

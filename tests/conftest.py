@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import msgspec
+import parts
 import pytest
+from parts import TIERS
 
 from ringlog.cli import keep_logs_off_stdout
 from ringlog.lanes.claims import cards
@@ -22,13 +24,11 @@ from ringlog.settings import PREFIX, Settings
 if TYPE_CHECKING:
     from whole_path import WholePath
 
-TIERS = ("slow", "root")
 FAULT_ROW = re.compile(r"::test_(\d\d)_")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    for tier in TIERS:
-        parser.addoption(f"--{tier}", action="store_true", help=f"also run the tests marked {tier}")
+    parts.add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Timings are no matter of tests; and a commit passes the fast tier or does not: new examples are for the slow one.
     hypothesis.settings.register_profile("ringlog", deadline=None, derandomize=not config.getoption("--slow"))
     hypothesis.settings.load_profile("ringlog")
+    parts.configure(config)
 
 
 def pytest_report_header() -> str:

@@ -77,22 +77,34 @@ def test_01_writer_killed_with_a_request_under_way(path: WholePath) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    "call", ["pwritev,pwritev2", "fsync", "rename,renameat", "unlink,unlinkat", "sendto", "ftruncate", "openat"]
+    ("call", "first", "step"),
+    [
+        ("pwritev,pwritev2", 1, 1),
+        ("fsync", 1, 1),
+        ("rename,renameat", 1, 1),
+        ("unlink,unlinkat", 1, 1),
+        ("ftruncate", 1, 1),
+        ("sendto", 1, 2),
+        ("sendto", 2, 2),
+        # The start of a Python process is more than a thousand of these.
+        ("openat", 1, 100),
+        ("openat", 51, 100),
+    ],
 )
-def test_02_writer_killed_at_every_system_call(path: WholePath, call: str) -> None:
+def test_02_writer_killed_at_every_system_call(path: WholePath, call: str, first: int, step: int) -> None:
     """The writer killed at its n-th call of a kind, for every n until it outlives the work: nothing lost or doubled.
 
-    (openat in steps of 50: the start of a Python process is hundreds of them.)
-    Defence: as in the quick test below. No patch: this sweep takes the better part of an hour.
+    Finding 51: one instance outlives the whole sweep, as the lanes of each dead owner go on to the next writer.
+    Defence: as in the quick test below. No patch: this sweep takes many minutes.
     """
-    number = 1
+    number = first
     while killed_at(path, call, number):
-        number += 50 if call == "openat" else 1
+        number += step
     path.start_writer()
     path.require_exact()
-    assert number > 1
+    assert number > first
 
 
 def test_02_writer_killed_at_a_write(path: WholePath) -> None:
@@ -133,6 +145,7 @@ def test_04_questdb_killed(path: WholePath) -> None:
 
     Defence: the replay (without it what was put away never arrives).
     """
+    path.with_settings(confirm_timeout_ms=60_000)  # a request that fails brings records into the spool, nothing else
     with writing(path.settings) as writer, path.producing() as append:
         append(200)
         eventually(lambda: path.stored() >= 100, "the first records")
@@ -219,7 +232,9 @@ def test_09_questdb_stopped(path: WholePath) -> None:
 
     Defence: the time limits of the sink (without them the writer's stop, and so this test, waits for ever).
     """
-    path.with_settings(request_timeout_ms=300)
+    # Rows that the server was slow to apply would bring the table into the spool as well: and the server that goes on
+    # then finds the failed requests in its socket, so that nothing would be missing without what is tested here.
+    path.with_settings(request_timeout_ms=300, confirm_timeout_ms=60_000)
     with writing(path.settings) as writer, path.producing() as append:
         append(100)
         eventually(lambda: path.stored() == 100, "the first records")

@@ -41,9 +41,12 @@ OTHER = layout_of(LatencySample).table
 
 @pytest.fixture
 def proxy(path: WholePath) -> Iterator[TcpProxy]:
-    """A proxy before the server's HTTP port, which the path's settings lead to from now on."""
+    """A proxy before the server's HTTP port, which the path's settings lead to from now on.
+
+    A request that fails is what brings records into the spool here, not rows that a busy server is slow to apply.
+    """
     with proxied(path.settings.questdb_http_port) as proxy:
-        path.with_settings(questdb_http_port=proxy.port, request_timeout_ms=300)
+        path.with_settings(questdb_http_port=proxy.port, request_timeout_ms=300, confirm_timeout_ms=60_000)
         yield proxy
 
 

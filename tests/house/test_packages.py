@@ -16,15 +16,23 @@ import pytest
 from house_project import ROOT, modules
 
 pytestmark = pytest.mark.slow  # three builds, each in an environment of its own
+LEFTOVERS = ("__pycache__/module.cpython-311.pyc", "module.pyc", "tables.sql~", ".tables.sql.swp", ".DS_Store")
+EXTENSION_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 NO_COMPILER = {"CC": "false", "CXX": "false", "LDSHARED": "false"}
 
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist of the checkout, made from a copy without what was built in it."""
+    """The sdist of a checkout in use: a copy with byte code and an editor's files in every directory."""
     directory = tmp_path_factory.mktemp("source")
     ignore = shutil.ignore_patterns(".*", "*.so", "*.egg-info", "__pycache__", "build", "dist", "tests", "bench")
     shutil.copytree(ROOT, directory / "ringlog", ignore=ignore)
+    for top in ("ringlog", "schemas"):
+        for parent, _, _ in os.walk(directory / "ringlog" / top):
+            for name in LEFTOVERS:
+                leftover = Path(parent, name)
+                leftover.parent.mkdir(exist_ok=True)
+                leftover.write_text("left over")
     command = [sys.executable, "-m", "build", "--sdist", "--outdir", str(directory), str(directory / "ringlog")]
     subprocess.run(command, check=True, capture_output=True)
     (archive,) = directory.glob("*.tar.gz")
@@ -62,23 +70,24 @@ def names_in(wheel: Path) -> set[str]:
 def expected_names() -> Iterator[str]:
     yield from (str(path.relative_to(ROOT)) for path in modules().values())
     yield "ringlog/py.typed"
-    for path in (ROOT / "schemas").glob("*/*.*"):
-        yield f"ringlog/{path.relative_to(ROOT)}"
+    for path in (ROOT / "schemas").rglob("*"):
+        if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".") and not path.name.endswith("~"):
+            yield f"ringlog/{path.relative_to(ROOT)}"
 
 
 def test_wheel_holds_modules_schemas_and_type_marker(wheel: Path) -> None:
-    """Every module, every SQL file and py.typed are in the wheel; tests, benchmarks and scripts are not."""
-    names = names_in(wheel)
-    assert set(expected_names()) - names == set()
-    strangers = {name for name in names if name.split("/")[0] not in {"ringlog"} and ".dist-info/" not in name}
-    assert strangers == set()
+    """Finding 51: every module, every file of schemas/ and py.typed are in the wheel, and nothing else.
+
+    That is, no byte code, no leftovers of an editor, no C sources, no tests, benchmarks and scripts.
+    """
+    names = {name for name in names_in(wheel) if ".dist-info/" not in name and not name.endswith(EXTENSION_SUFFIX)}
+    assert names == set(expected_names())
 
 
 @pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="no C compiler here")
 def test_wheel_holds_the_extensions_where_there_is_a_compiler(wheel: Path) -> None:
     """With a C compiler both extensions are built into the wheel."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    assert {f"ringlog/_ring{suffix}", f"ringlog/_decode{suffix}"} <= names_in(wheel)
+    assert {f"ringlog/_ring{EXTENSION_SUFFIX}", f"ringlog/_decode{EXTENSION_SUFFIX}"} <= names_in(wheel)
 
 
 def test_install_without_a_compiler_succeeds(sdist: Path, tmp_path: Path) -> None:
