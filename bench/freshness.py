@@ -37,6 +37,8 @@ def demo(producers: int, seconds: float) -> dict[str, Any]:
     options = Options(producers=producers, rate=RATE, seconds=seconds)
     with View(quiet=True) as view:
         report = run_session(options, view)
+    if report.error:
+        raise RuntimeError(report.error)
     found: dict[str, Any] = msgspec.to_builtins(report)
     return found
 

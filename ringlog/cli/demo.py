@@ -9,7 +9,9 @@ from pathlib import Path
 
 import click
 
+from ringlog.cli import FAILED, INTERRUPTED
 from ringlog.cli.number import Number
+from ringlog.errors import RinglogError
 
 READING = """
 To read the data back, start its server again (`ringlog down --runtime-dir {run}` stops it):
@@ -60,7 +62,8 @@ def demo(
     """Paper-trade a market through executor processes, a writer and an embedded QuestDB, and check every record.
 
     The market is a recorded exchange feed (--input; --speed or --rate set the pace) or a generated random walk. Exits 0
-    only if every accepted record is in QuestDB exactly once.
+    only if every accepted record is in QuestDB exactly once and no part failed; what failed is named in `error`, and
+    the rest is printed all the same.
     """
     import msgspec
 
@@ -77,8 +80,15 @@ def demo(
     )  # fmt: skip
     with View(quiet=as_json) as view:
         outcome = run_session(options, view)
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(outcome), indent=2).decode())
-    else:
-        view.summarise(outcome, _reading(keep))
-    return 0 if outcome.is_exact else 1
+    if outcome.error:
+        click.echo(f"ringlog: {outcome.error}", err=True)
+    try:
+        if as_json:
+            click.echo(msgspec.json.format(msgspec.json.encode(outcome), indent=2).decode())
+        elif outcome.accepted is not None:
+            view.summarise(outcome, _reading(keep))
+    except OSError as error:
+        raise RinglogError(f"stdout: got {error.strerror}, wanted to print the demo's report") from None
+    if outcome.is_interrupted:
+        return INTERRUPTED
+    return FAILED if outcome.error else 0

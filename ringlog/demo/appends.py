@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,9 @@ class Durations:
         shape = (SAMPLES_MAX + 1,) if create else None
         self.words: NDArray[np.int64] = np.lib.format.open_memmap(path, mode, np.int64, shape)
         if create:
+            if hasattr(os, "posix_fallocate"):  # on a full disk an error here, rather than SIGBUS in the next line
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
             self.words[:] = 0  # faulted in now, not in the middle of an append
 
     def latest(self, samples_max: int = SAMPLES_MAX) -> NDArray[np.int64]:

@@ -25,6 +25,14 @@ class Heads:
         counts = self.by_table().values()
         return sum(accepted for accepted, _ in counts), sum(refused for _, refused in counts)
 
+    def by_lane(self) -> dict[str, dict[str, int]]:
+        """Records accepted so far, by table and lane (hexadecimal); owners that died are counted too."""
+        self.by_table()
+        found: dict[str, dict[str, int]] = {}
+        for lane, reader in self._readers.items():
+            found.setdefault(reader.card.table, {})[f"{lane:016x}"] = reader.head
+        return found
+
     def by_table(self) -> dict[str, tuple[int, int]]:
         """Records accepted and refused so far, by table."""
         present = cards(self._instance)

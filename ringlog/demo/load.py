@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from ringlog.demo import results as result_files
-from ringlog.demo.executor import RECORDS, Orders, run
+from ringlog.demo.executor import RECORDS, Orders
+from ringlog.demo.executor import run as execute
 from ringlog.demo.feed import Survey
 from ringlog.demo.options import Options
 from ringlog.demo.probe import Probe
 from ringlog.demo.processes import Processes
 from ringlog.demo.results import Result
-from ringlog.demo.stage import STORE_TIMEOUT_SECONDS, Stage, Watched, merged
-from ringlog.demo.verification import verify
-from ringlog.demo.view import View
+from ringlog.demo.stage import Run, Stage, Watched
 from ringlog.lanes.claims import cards
-from ringlog.lanes.instance import Instance
 from ringlog.records import layout_of
 from ringlog.settings import Settings
 
@@ -25,40 +22,29 @@ STARTING_MAX = 8  # at a time: more would wait for each other's claims, and only
 TABLES = [layout_of(record).table for record in RECORDS]
 
 
-def run_load(
-    options: Options, found: Survey | None, settings: Settings, instance: Instance, directory: Path, view: View
-) -> Stage:
-    """Runs the executors to their end, and waits until all they appended is stored. Raises RinglogError."""
-    results = directory / "results"
+def run_load(options: Options, found: Survey | None, run: Run) -> Stage:
+    """Runs the executors to their end, and waits until all they appended is stored; failures are noted."""
+    results = run.directory / "results"
     results.mkdir(mode=0o700)
-    watched = Watched(Probe(settings, TABLES), instance, results, options.producers, view, {})
-    with Processes() as processes:
-        executors = []
-        for i in range(options.producers):
-            executors.append(
-                processes.start(
-                    f"executor {i}", run, _orders(options, found, settings, results, i), processes.is_started,
-                    processes.is_stopped,
-                )
-            )  # fmt: skip
-            ready = (i + 1 if i + 1 == options.producers else i + 1 - STARTING_MAX) * len(RECORDS)
-            processes.wait_until(lambda ready=ready: len(cards(instance)) >= ready, "lanes")  # type: ignore[misc]
-        view.begin("load" if found is None else "trading")
-        with watched.probing() as began:
-            processes.is_started.set()
-            watched.attach()
+    watched = Watched(Probe(run.settings, TABLES), run.instance, results, options.producers, run.view, {})
 
-            def done(accepted: int) -> float:
-                return (
-                    accepted / (found.trades + found.timed) if found else (time.monotonic() - began) / options.seconds
-                )
+    def done(accepted: int) -> float:
+        return accepted / (found.trades + found.timed) if found else watched.elapsed / options.seconds
 
+    with Processes() as processes, watched.probing():
+        with watched.running(processes, run.failures, "load"):
+            executors = []
+            for i in range(options.producers):
+                orders = _orders(options, found, run.settings, results, i)
+                executors.append(
+                    processes.start(f"executor {i}", execute, orders, processes.is_started, processes.is_stopped)
+                )
+                ready = (i + 1 if i + 1 == options.producers else i + 1 - STARTING_MAX) * len(RECORDS)
+                processes.wait_until(lambda ready=ready: len(cards(run.instance)) >= ready, "lanes")  # type: ignore[misc]
+            run.view.begin("load" if found is None else "trading")
+            watched.begin(processes)
             watched.follow(processes, executors, done)
-            outcome = result_files.read(results, "executor-*", Result)
-            lanes = merged(outcome, {})
-            verdict = verify(settings, lanes, STORE_TIMEOUT_SECONDS)
-            seconds = time.monotonic() - began
-    return watched.measured(outcome, lanes, verdict, seconds)
+        return watched.stage(run, processes, result_files.read(results, "executor-*", Result))
 
 
 def lane_bytes(executors: int, settings: Settings) -> int:

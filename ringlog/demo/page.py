@@ -1,4 +1,4 @@
-"""The session's report: one HTML file that needs nothing else, and a picture of its plots. Needs matplotlib."""
+"""The session's report: one HTML file that needs nothing else, and a picture of its plots where matplotlib is there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from ringlog.demo import plots
 from ringlog.demo.analysis import Findings, findings, sentences
+from ringlog.demo.failures import Failures
 from ringlog.demo.report import SessionReport
 from ringlog.questdb.queries import Queries
 from ringlog.settings import Settings
@@ -49,16 +49,26 @@ LIMITS = {
 }
 
 
-def write_report(settings: Settings, session: SessionReport, directory: Path) -> tuple[str, str]:
-    """Writes `index.html` and `report.png` into `directory`, over an older report; returns their paths."""
+def write_report(settings: Settings, session: SessionReport, directory: Path, failures: Failures) -> None:
+    """Writes `index.html` and `report.png` into `directory`, over an older report, and notes their paths in `session`.
+
+    Plots that cannot be drawn are among the failures, and the page goes without them. Raises QueryError,
+    ServerUnavailable, OSError where there is nothing to write, or no place.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with Queries(msgspec.structs.replace(settings, query_pool_size_min=1, query_pool_size_max=1)) as queries:
         found = findings(queries)
     document, picture = directory / "index.html", directory / "report.png"
-    plots.write_png(found, session, picture)
-    drawings = {name: plots.svg(found, session, name) for name in plots.PANELS}
+    drawings: dict[str, str] = {}
+    with failures.part("plots"):
+        from ringlog.demo import plots
+
+        plots.write_png(found, session, picture)
+        session.report_png = str(picture)
+        for name in plots.PANELS:
+            drawings[name] = plots.svg(found, session, name)
     document.write_text(page(found, session, drawings), encoding="utf-8")
-    return str(document), str(picture)
+    session.report_html = str(document)
 
 
 def page(found: Findings, session: SessionReport, drawings: Mapping[str, str]) -> str:
@@ -73,6 +83,7 @@ def page(found: Findings, session: SessionReport, drawings: Mapping[str, str]) -
     ]
     shown = "".join(f'<div class="card"><b>{value}</b><span>{name}</span></div>' for name, value in cards)
     plots = "".join(f'<div class="plot">{drawing}</div>' for drawing in drawings.values())
+    plots = f'<h2>Plots</h2><div class="plots">{plots}</div>' if plots else ""
     said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences(found, session))
     title = f"Paper trading {html.escape(session.market)}"
     source = html.escape(session.source)
@@ -84,7 +95,7 @@ def page(found: Findings, session: SessionReport, drawings: Mapping[str, str]) -
 ringlog</p>
 <div class="cards">{shown}</div>
 <h2>What goes with what</h2><ul>{said}</ul>
-<h2>Plots</h2><div class="plots">{plots}</div>
+{plots}
 <h2>Figures</h2><div class="tables">{_traders(session)}<div class="tables">{_counts(session)}</div></div>
 <p class="note">Executed prices, quantities and times are those of the {source}. The liquidity pool (constant product,
 its price held at the market's middle) and the probability of an attack are models: see docs/integrations.md. P&amp;L is

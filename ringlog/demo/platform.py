@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ringlog.errors import ServerError
+from ringlog.demo.failures import described
 from ringlog.postgres.pools import configured_connection
 from ringlog.redis import Connection
 from ringlog.servers.background import KINDS
+from ringlog.servers.embedded import EmbeddedServer
 from ringlog.settings import Settings
 
 
@@ -22,6 +23,11 @@ class Platform(msgspec.Struct):
 
     settings: dict[str, Any]
     missing: str = ""
+    servers: Sequence[EmbeddedServer] = ()
+
+    def ended(self) -> list[str]:
+        """The servers whose processes are gone."""
+        return [server.name for server in self.servers if not server.running]
 
 
 @contextlib.contextmanager
@@ -40,11 +46,14 @@ def running_platform(directory: Path | None, *, complete: bool) -> Iterator[Plat
         for start in starting[1:]:
             try:
                 settings |= start.result().settings()
-            except ServerError as error:
-                missing.append(str(error))
+            except Exception as error:  # noqa: BLE001 - a broken wheel, a full disk: the load can do without
+                missing.append(described(error))
         if complete and not missing:
-            _let_go_of_the_disk(Settings(**settings))
-        yield Platform(settings, "; ".join(missing))
+            try:
+                _let_go_of_the_disk(Settings(**settings))
+            except Exception as error:  # noqa: BLE001 - as above
+                missing.append(described(error))
+        yield Platform(settings, "; ".join(missing), [server for server in servers if server.running])
     finally:
         for server in servers:
             server.stop()

@@ -53,12 +53,21 @@ STYLE: Any = {
 }
 
 
+POINTS_MAX = 20_000  # of a line or a cloud: more can't be told apart, and take a minute for a million
+
+
+def thinned(*columns: Any) -> tuple[Any, ...]:
+    """The columns with every n-th row only, so that at most POINTS_MAX are drawn; the last row is among them."""
+    step = -(-len(columns[0]) // POINTS_MAX) or 1
+    return tuple(column[::-1][::step][::-1] for column in columns)
+
+
 def draw_price(axes: Any, found: Findings, session: SessionReport) -> None:
     times, prices = _dates(found.prices["time_us"]), found.prices["executed_price"].astype(float)
     exits = found.prices["is_exit"].astype(bool)
-    axes.plot(times, prices, color=BLUE, linewidth=0.9, rasterized=True)
+    axes.plot(*thinned(times, prices), color=BLUE, linewidth=0.9, rasterized=True)
     axes.plot(
-        times[exits], prices[exits], linestyle="", marker="v", markersize=4.5, color=RED, markeredgewidth=0,
+        *thinned(times[exits], prices[exits]), linestyle="", marker="v", markersize=4.5, color=RED, markeredgewidth=0,
         label=f"sold by stop-loss or take-profit ({exits.sum():,})",
     )  # fmt: skip
     axes.set_title(f"{session.market}: trades and exits")
@@ -80,7 +89,9 @@ def draw_profit(axes: Any, found: Findings, session: SessionReport) -> None:
         chosen = names == name
         label = None if kind in labelled else f"{kind} traders"
         labelled.add(kind)
-        axes.step(times[chosen], pnl[chosen], where="post", color=KIND_COLOURS[kind], linewidth=1.2, label=label)
+        axes.step(
+            *thinned(times[chosen], pnl[chosen]), where="post", color=KIND_COLOURS[kind], linewidth=1.2, label=label
+        )
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.set_title("P&L of the traders with limits, all fees paid")
     axes.set_ylabel(session.market.partition("/")[2])
@@ -93,7 +104,7 @@ def draw_latency(axes: Any, found: Findings, _session: SessionReport) -> None:
     right = float(np.percentile(age, 99.5)) if len(age) else 1.0
     top = float(np.percentile(slippage, 98)) if len(slippage) else 1.0
     axes.plot(
-        age, slippage, linestyle="", marker=".", markersize=3.5, alpha=0.25, color=BLUE, markeredgewidth=0,
+        *thinned(age, slippage), linestyle="", marker=".", markersize=3.5, alpha=0.25, color=BLUE, markeredgewidth=0,
         rasterized=True, label="a trade",
     )  # fmt: skip
     if len(age):

@@ -68,51 +68,67 @@ class SessionReport(msgspec.Struct, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """One run of the demo: counts cover all of it, times and rates its main job."""
+    """One run of the demo: counts cover all of it, times and rates its main job. None is what was not found out.
+
+    `error` names each part that failed, and why; it is empty only where every accepted record is stored exactly once
+    and every part that was asked for has done its work.
+    """
 
     market: str
     producers: int
     ring: str
-    accepted: int
-    stored: int
-    refused: int
-    refused_by_reason: dict[str, int]
-    lost: int
-    duplicated: int
-    foreign: int
-    dead_letters: int
-    broken_lines: int
-    seconds: float
-    records_per_second: float
-    append_ns: AppendTimes
-    timer_ns: int
-    freshness_ms: Percentiles
-    tick_ms: Percentiles
-    write_ms: WriteTimes
-    lane_bytes: int
-    writer_rss_bytes: int
-    is_exact: bool
+    accepted: int | None = None
+    stored: int | None = None
+    refused: int | None = None
+    refused_by_reason: dict[str, int] = {}
+    lost: int | None = None
+    duplicated: int | None = None
+    foreign: int | None = None
+    dead_letters: int | None = None
+    broken_lines: int = 0
+    seconds: float | None = None
+    records_per_second: float | None = None
+    append_ns: AppendTimes | None = None
+    timer_ns: int | None = None
+    freshness_ms: Percentiles | None = None
+    tick_ms: Percentiles | None = None
+    write_ms: WriteTimes | None = None
+    lane_bytes: int | None = None
+    writer_rss_bytes: int | None = None
+    is_exact: bool = False
+    is_interrupted: bool = False
     session: SessionReport | None = None
+    error: str = ""
 
     def figures(self) -> Sequence[tuple[str, str]]:
-        """Name and value, for a person."""
-        append, rate = self.append_ns, self.records_per_second
-        return (
-            ("accepted", f"{self.accepted:,}"),
-            ("stored in QuestDB", f"{self.stored:,}"),
-            ("refused", f"{self.refused:,} {self.refused_by_reason or ''}".strip()),
-            ("lost / duplicated / foreign", f"{self.lost} / {self.duplicated} / {self.foreign}"),
-            ("dead letters", f"{self.dead_letters}"),
-            ("broken lines of the recording", f"{self.broken_lines}"),
-            ("records/s until stored", f"{rate:,.0f} ({round(rate * self.seconds):,} in {self.seconds:.1f} s)"),
-            ("append p50 / p99 / p99.9", f"{append.p50:,} / {append.p99:,} / {append.p999:,} ns"),
-            ("of which the clock", f"{self.timer_ns} ns"),
-            ("append to visible p50 / p99", f"{self.freshness_ms.p50:.0f} / {self.freshness_ms.p99:.0f} ms"),
-            ("tick p50 / p99", f"{self.tick_ms.p50:.1f} / {self.tick_ms.p99:.1f} ms"),
-            (
-                "write p50 / p99",
-                f"{self.write_ms.p50:.1f} / {self.write_ms.p99:.1f} ms for {self.write_ms.rows:,.0f} rows",
-            ),
-            ("lanes", f"{self.lane_bytes / 2**20:.1f} MiB"),
-            ("writer", f"{self.writer_rss_bytes / 2**20:.0f} MiB resident"),
-        )
+        """Name and value, for a person; of what was found out."""
+        append, fresh, tick, write = self.append_ns, self.freshness_ms, self.tick_ms, self.write_ms
+        found: list[tuple[str, str]] = []
+        if self.accepted is not None:
+            found += [
+                ("accepted", f"{self.accepted:,}"),
+                ("stored in QuestDB", "not known" if self.stored is None else f"{self.stored:,}"),
+                ("refused", f"{self.refused:,} {self.refused_by_reason or ''}".strip()),
+            ]
+        if self.stored is not None:
+            found.append(("lost / duplicated / foreign", f"{self.lost} / {self.duplicated} / {self.foreign}"))
+        if self.dead_letters is not None:
+            found.append(("dead letters", f"{self.dead_letters}"))
+        found.append(("broken lines of the recording", f"{self.broken_lines}"))
+        if self.records_per_second is not None and self.seconds is not None:
+            rate, records = self.records_per_second, round(self.records_per_second * self.seconds)
+            found.append(("records/s until stored", f"{rate:,.0f} ({records:,} in {self.seconds:.1f} s)"))
+        if append is not None:
+            found.append(("append p50 / p99 / p99.9", f"{append.p50:,} / {append.p99:,} / {append.p999:,} ns"))
+            found.append(("of which the clock", f"{self.timer_ns} ns"))
+        if fresh is not None:
+            found.append(("append to visible p50 / p99", f"{fresh.p50:.0f} / {fresh.p99:.0f} ms"))
+        if tick is not None:
+            found.append(("tick p50 / p99", f"{tick.p50:.1f} / {tick.p99:.1f} ms"))
+        if write is not None:
+            found.append(("write p50 / p99", f"{write.p50:.1f} / {write.p99:.1f} ms for {write.rows:,.0f} rows"))
+        if self.lane_bytes is not None:
+            found.append(("lanes", f"{self.lane_bytes / 2**20:.1f} MiB"))
+        if self.writer_rss_bytes is not None:
+            found.append(("writer", f"{self.writer_rss_bytes / 2**20:.0f} MiB resident"))
+        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
@@ -69,6 +70,9 @@ def write(directory: str, name: str, result: Result) -> None:
 
 
 def read(directory: Path, pattern: str, wanted: type[AnyResult]) -> list[AnyResult]:
-    """The results whose names match `pattern`, in the order of their names."""
-    paths = sorted(directory.glob(f"result-{pattern}.json"))
-    return [msgspec.json.decode(path.read_bytes(), type=wanted) for path in paths]
+    """The results whose names match `pattern`, in the order of their names; a process that failed left none."""
+    found = []
+    for path in sorted(directory.glob(f"result-{pattern}.json")):
+        with contextlib.suppress(msgspec.MsgspecError):  # cut short, by a full disk say
+            found.append(msgspec.json.decode(path.read_bytes(), type=wanted))
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -29,21 +29,28 @@ class Verdict(msgspec.Struct):
         return self.lost == self.duplicated == self.foreign == 0 and self.stored == self.accepted
 
 
-def verify(settings: Settings, accepted: Mapping[str, Mapping[str, int]], timeout_seconds: float) -> Verdict:
+def verify(
+    settings: Settings,
+    accepted: Mapping[str, Mapping[str, int]],
+    timeout_seconds: float,
+    has_ended: Callable[[], bool] = lambda: False,
+) -> Verdict:
     """Compares table by table and lane by lane: `accepted` maps table to lane (hexadecimal) to its records.
 
     A lane that accepted n records must have exactly the rows of seq 0 to n - 1. Asks until that is so, at most for
-    `timeout_seconds`. Raises ServerError where the server cannot be asked.
+    `timeout_seconds`, and only once more where server or writer `has_ended`. Raises ServerError where the server cannot
+    be asked.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:
+        is_last = has_ended() or time.monotonic() > deadline
         try:
             verdict = _compare(settings, accepted)
         except ServerUnavailable:  # a busy server may take longer to let us in than a connection waits for it
-            if time.monotonic() > deadline:
+            if is_last:
                 raise
         else:
-            if verdict.is_exact or time.monotonic() > deadline:
+            if verdict.is_exact or is_last:
                 return verdict
         time.sleep(0.1)
 

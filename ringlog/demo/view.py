@@ -69,8 +69,13 @@ class View:
         self.console.print(table)
         if report.is_exact:
             self.console.print("[green]every accepted record is in QuestDB exactly once[/green]")
+        elif report.stored is None:
+            self.console.print("[red]NOT verified: nobody could say what QuestDB holds[/red]")
         else:
             self.console.print("[red]NOT exactly once: see lost, duplicated and foreign above[/red]")
-        self.note(reading)
+        if report.error:
+            self.note(f"failed: {report.error}")
+        if report.stored is not None:
+            self.note(reading)
         if report.session is not None:
             self.note("\n".join(report.session.lines()))

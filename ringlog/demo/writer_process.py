@@ -17,7 +17,7 @@ STOP_TIMEOUT_SECONDS = 20.0
 
 
 @contextlib.contextmanager
-def running_writer(settings: Settings, log: Path) -> Iterator[None]:
+def running_writer(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Runs the writer until the end of the block, then lets it deliver what is in the lanes.
 
     A guard ends it too if this process is killed. Raises RinglogError with the end of the log where it ended by itself.
@@ -35,9 +35,11 @@ def running_writer(settings: Settings, log: Path) -> Iterator[None]:
             start_new_session=True,  # Ctrl-C is ours to handle, and the writer is stopped last
         )
     try:
-        yield
+        yield process
         if process.poll() is not None:
-            raise RinglogError(f"writer: got exit status {process.returncode}: {log.read_text()[-2000:]}")
+            raise RinglogError(
+                f"writer: got exit status {process.returncode}: {log.read_text(errors='replace')[-2000:]}"
+            )
     finally:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
