@@ -20,6 +20,7 @@ from typing import Any
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from bench.figures import Figure, Result, interleaved, main, median_ratio
+from ringlog import libpq
 from ringlog.errors import RinglogError
 from ringlog.postgres import AsyncPool, AsyncTokens, Pool, Token, Tokens
 from ringlog.postgres.migrations import migrate
@@ -81,8 +82,9 @@ def run(tiny: bool) -> Result:
 def threads(settings: Settings, rounds: int, repeats: int) -> dict[str, list[float]]:
     """Seconds in which 50 threads make `repeats` calls each, one value a round."""
     bare_pool = ConnectionPool(
-        kwargs=connection_options(settings), min_size=CONNECTIONS, max_size=CONNECTIONS, open=False
-    )
+        connection_class=libpq.Connection, kwargs=connection_options(settings),
+        min_size=CONNECTIONS, max_size=CONNECTIONS, open=False,
+    )  # fmt: skip
     with Pool(settings) as pool, bare_pool, ThreadPoolExecutor(CALLERS) as callers:
         tokens = Tokens(pool)
 
@@ -104,8 +106,9 @@ def threads(settings: Settings, rounds: int, repeats: int) -> dict[str, list[flo
 async def asyncio_tasks(settings: Settings, rounds: int, repeats: int) -> dict[str, list[float]]:
     """The same for 50 asyncio tasks."""
     bare_pool = AsyncConnectionPool(
-        kwargs=connection_options(settings), min_size=CONNECTIONS, max_size=CONNECTIONS, open=False
-    )
+        connection_class=libpq.AsyncConnection, kwargs=connection_options(settings),
+        min_size=CONNECTIONS, max_size=CONNECTIONS, open=False,
+    )  # fmt: skip
     values: dict[str, list[float]] = {"bare": [], "ringlog": []}
     async with AsyncPool(settings) as pool, bare_pool:
         tokens = AsyncTokens(pool)

@@ -13,13 +13,14 @@ import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from ringlog.errors import ConfigurationError
 
 PREFIX = "RINGLOG_"
+Tls = Literal["auto", "on", "off"]  # auto: on, verified, unless the server is on this machine
 
 
 class Secret:
@@ -27,8 +28,8 @@ class Secret:
 
     __slots__ = ("_text",)
 
-    def __init__(self, text: str = "") -> None:
-        self._text = text
+    def __init__(self, text: str | Secret = "") -> None:
+        self._text: str = text._text if isinstance(text, Secret) else text
 
     def reveal(self) -> str:
         return self._text
@@ -80,10 +81,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Spool and pressure
     spool_bytes_max: int = 4 * 1024 * 1024 * 1024
     disk_free_bytes_min: int = 256 * 1024 * 1024
-    alert_command: str = ""  # run with resource, level and text as its last arguments when one of them changes
+    # Run with resource, level and text as its last arguments when one of them changes; it may hold a webhook's token.
+    alert_command: Secret = Secret()
 
-    # QuestDB: client_conf is a QDB_CLIENT_CONF string, taken unchanged
-    questdb_client_conf: str = ""
+    # QuestDB: client_conf is a QDB_CLIENT_CONF string, taken unchanged; it may hold a password or token
+    questdb_client_conf: Secret = Secret()
     questdb_host: str = "127.0.0.1"
     questdb_http_port: int = 9000
     questdb_pg_port: int = 8812
@@ -102,6 +104,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     postgres_database: str = "ringlog"
     postgres_user: str = "ringlog"
     postgres_password: Secret = Secret()
+    postgres_tls: Tls = "auto"
+    postgres_tls_roots: str = ""  # a file of trusted authorities; empty: the machine's
     postgres_pool_size_max: int = 20
     postgres_timeout_ms: int = 5_000
     postgres_retry_timeout_ms: int = 10_000  # how long a call is tried again while PostgreSQL is away; 0: not at all
@@ -112,9 +116,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_port: int = 6379
     redis_user: str = ""
     redis_password: Secret = Secret()
+    redis_tls: Tls = "auto"
+    redis_tls_roots: str = ""
     redis_key_prefix: str = ""
     redis_timeout_ms: int = 1_000
     redis_retry_timeout_ms: int = 5_000  # how long a call is tried again while Redis is away; 0: not at all
+
+    def __post_init__(self) -> None:
+        """Masks a secret that was given as a plain str. Raises ConfigurationError for a URL in place of a host."""
+        for field in msgspec.structs.fields(type(self)):
+            value = getattr(self, field.name)
+            if field.type is Secret and not isinstance(value, Secret):
+                msgspec.structs.force_setattr(self, field.name, Secret(value))
+            elif field.name.endswith(_PLAIN_NAMES) and (
+                "://" in value or ("@" in value[1:] and field.name.endswith("_host"))
+            ):
+                # A traceback may show this object, and the URL's password with it.
+                msgspec.structs.force_setattr(self, field.name, "[REDACTED]")
+                variable = f"{PREFIX}{field.name.upper()}"
+                part = field.name.rpartition("_")[2]
+                raise ConfigurationError(
+                    f"{variable}: got a URL or an @, wanted the {part} alone: port, user, password and database have "
+                    "settings of their own"
+                )
 
     @property
     def spool_path(self) -> Path:
@@ -127,24 +151,39 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Raises ConfigurationError for an unknown `RINGLOG_*` variable, a value of the wrong type, or a settings file
         that cannot be read.
         """
-        environ = variables(environ)
-        fields = {field.name: field for field in msgspec.structs.fields(cls)}
-        values: dict[str, Any] = {}
-        for variable, text in environ.items():
-            if not variable.startswith(PREFIX) or variable in NOT_SETTINGS:
-                continue
-            name = variable.removeprefix(PREFIX).lower()
-            if name.endswith("_file") and name.removesuffix("_file") in fields:
-                name, text = name.removesuffix("_file"), _read_secret(variable, text)
-            if name not in fields:
-                raise ConfigurationError(f"{variable}: got an unknown option, wanted one of {_options(fields)}")
-            values[name] = _converted(variable, text, fields[name].type)
-        values.setdefault("questdb_client_conf", environ.get("QDB_CLIENT_CONF", ""))
+        try:
+            values, wrong = _values(_variables(environ)), ""
+        except ConfigurationError as error:
+            wrong = str(error)
+        del environ  # a traceback may show the locals of a frame: none that an error passes through holds a secret
+        if wrong:
+            raise ConfigurationError(wrong)
         values.update({name: value for name, value in flags.items() if value is not None})
         return cls(**values)
 
+    def save(self, path: Path) -> None:
+        """Writes a settings file, for its owner alone, that gives another process these settings, secrets and all.
+
+        Raises ConfigurationError for a value of more than one line, which such a file cannot hold.
+        """
+        lines = []
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            text = value.reveal() if isinstance(value, Secret) else str(value)
+            if "\n" in text:
+                raise ConfigurationError(f"{PREFIX}{name.upper()}: got more than one line, wanted one")
+            if text:
+                lines.append(f"{PREFIX}{name.upper()}={shlex.quote(text)}\n")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # 0600
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.writelines(lines)
+        os.replace(temporary, path)
+
     def to_environment(self) -> dict[str, str]:
-        """The `RINGLOG_*` variables that give another process these settings, secrets revealed; empty ones left out."""
+        """The `RINGLOG_*` variables that give another process these settings, secrets revealed; empty ones left out.
+
+        A process's environment is inherited by all that it starts: for other programs `save` is better.
+        """
         values = {name: getattr(self, name) for name in self.__struct_fields__}
         return {
             f"{PREFIX}{name.upper()}": value.reveal() if isinstance(value, Secret) else str(value)
@@ -158,18 +197,34 @@ SETTINGS_FILE = "RINGLOG_SETTINGS_FILE"
 NOT_SETTINGS = frozenset({"RINGLOG_RING", SETTINGS_FILE})
 
 
-def variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment, over what the file that it names as RINGLOG_SETTINGS_FILE sets.
+# Settings that errors show, and that must not be URLs: those may hold a password.
+_PLAIN_NAMES = ("_host", "_user", "_database")
 
-    A line of the file is `RINGLOG_NAME=value`, quoted as in a shell, or a comment after `#`. Raises ConfigurationError
-    naming file and line; never what stands in the line, which may be a secret.
+
+def variable_names(environ: Mapping[str, str] | None = None) -> frozenset[str]:
+    """Names of what is set in the environment, or in the file that it names as RINGLOG_SETTINGS_FILE.
+
+    Raises ConfigurationError naming file and line; never what stands in the line, which may be a secret.
+    """
+    try:
+        return frozenset(_variables(environ))
+    except ConfigurationError as error:
+        wrong = str(error)
+    del environ
+    raise ConfigurationError(wrong)
+
+
+def _variables(environ: Mapping[str, str] | None) -> dict[str, str]:
+    """The environment, over what its settings file sets.
+
+    A line of the file is `RINGLOG_NAME=value`, quoted as in a shell, or a comment after `#`.
     """
     environ = os.environ if environ is None else environ
     path = environ.get(SETTINGS_FILE, "")
     if not path:
         return dict(environ)
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines() would split at more than that
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigurationError(f"{SETTINGS_FILE}: got {path!r}, wanted a readable file ({reason})") from None
@@ -189,15 +244,32 @@ def variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**found, **environ}
 
 
+def _values(environ: Mapping[str, str]) -> dict[str, Any]:
+    fields = {field.name: field for field in msgspec.structs.fields(Settings)}
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS:
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name.endswith("_file") and name.removesuffix("_file") in fields:
+            name, text = name.removesuffix("_file"), _read_secret(variable, text)
+        if name not in fields:
+            raise ConfigurationError(f"{variable}: got an unknown option, wanted one of {_options(fields)}")
+        values[name] = _converted(variable, text, fields[name].type)
+    values.setdefault("questdb_client_conf", Secret(environ.get("QDB_CLIENT_CONF", "")))
+    return values
+
+
 def _options(fields: Mapping[str, Any]) -> str:
     return ", ".join(sorted(PREFIX + name.upper() for name in fields))
 
 
 def _read_secret(variable: str, path: str) -> str:
     try:
-        return Path(path).read_text().rstrip("\n")
-    except OSError as error:
-        raise ConfigurationError(f"{variable}: got {path!r}, wanted a readable file ({error.strerror})") from None
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigurationError(f"{variable}: got {path!r}, wanted a readable file ({reason})") from None
 
 
 def _converted(variable: str, text: str, wanted: Any) -> Any:
@@ -206,4 +278,9 @@ def _converted(variable: str, text: str, wanted: Any) -> Any:
     try:
         return msgspec.convert(text, wanted, strict=False)
     except msgspec.ValidationError:
-        raise ConfigurationError(f"{variable}: got {text!r}, wanted {wanted.__name__}") from None
+        raise ConfigurationError(f"{variable}: got {text!r}, wanted {type_name(wanted)}") from None
+
+
+def type_name(wanted: Any) -> str:
+    """A setting's type for a person."""
+    return " or ".join(map(str, get_args(wanted))) or str(wanted.__name__)

@@ -153,11 +153,13 @@ def endless(connection: Connection) -> None:
 class TcpProxy:
     """`port` leads to `target_port` through `fault`, which may be changed for connections made from then on.
 
-    Changing it resets those that are open. `hits` counts connections that met a fault. With `tls` clients speak TLS.
+    Changing it resets those that are open. `hits` counts connections that met a fault. With `tls` clients speak TLS,
+    as to a PostgreSQL server with `is_postgres`.
     """
 
-    def __init__(self, target_port: int, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, target_port: int, tls: ssl.SSLContext | None = None, *, is_postgres: bool = False) -> None:
         self._target_port = target_port
+        self._is_postgres = is_postgres
         self._tls = tls
         self._fault: Fault = passed
         self._open: set[Connection] = set()
@@ -184,6 +186,9 @@ class TcpProxy:
     def _serve(self, client: socket.socket) -> None:
         if self._tls is not None:
             try:
+                if self._is_postgres:
+                    client.recv(8)  # the client's SSLRequest
+                    client.sendall(b"S")
                 client = self._tls.wrap_socket(client, server_side=True)
             except OSError:
                 with self._lock:
@@ -210,8 +215,8 @@ class TcpProxy:
 
 
 @contextlib.contextmanager
-def proxied(port: int, tls: ssl.SSLContext | None = None) -> Iterator[TcpProxy]:
-    proxy = TcpProxy(port, tls)
+def proxied(port: int, tls: ssl.SSLContext | None = None, *, is_postgres: bool = False) -> Iterator[TcpProxy]:
+    proxy = TcpProxy(port, tls, is_postgres=is_postgres)
     try:
         yield proxy
     finally:

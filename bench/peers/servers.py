@@ -76,7 +76,7 @@ def redis_consumer(place: Place) -> Iterator[Receive]:
 def row_producer(place: Place) -> Iterator[Send]:
     from questdb import Sender, TimestampNanos
 
-    conf = client_conf(_settings(place)).text
+    conf = client_conf(_settings(place)).text.reveal()
     with Sender.from_conf(conf, auto_flush_rows=FLUSH_ROWS, auto_flush_interval="off") as sender:
         row = sender.row
 

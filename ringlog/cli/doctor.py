@@ -11,7 +11,7 @@ from ringlog.cli import FAILED
 from ringlog.cli.migrate import record_named
 from ringlog.errors import ConfigurationError
 from ringlog.records import PLATFORM_RECORDS, RecordLayout, layout_of
-from ringlog.settings import Settings, variables
+from ringlog.settings import Settings, variable_names
 
 if TYPE_CHECKING:
     from ringlog.monitor.finding import Finding
@@ -51,7 +51,7 @@ def _run(names: tuple[str, ...], as_json: bool, *, is_live: bool) -> None:
         found = [Finding("settings", "fail", str(error), "mend or unset the variable that it names")]
     else:
         layouts: list[RecordLayout] = [layout_of(each) for each in (*PLATFORM_RECORDS, *map(record_named, names))]
-        found = list(diagnosed(settings, layouts, variables()) if is_live else validated(settings, layouts))
+        found = list(diagnosed(settings, layouts, variable_names()) if is_live else validated(settings, layouts))
     _show(found, as_json)
     if any(finding.level == "fail" for finding in found):
         raise click.exceptions.Exit(FAILED)

@@ -15,7 +15,7 @@ from ringlog.cli import FAILED
 from ringlog.errors import ConfigurationError, RinglogError
 from ringlog.migration import Migration
 from ringlog.records import PLATFORM_RECORDS, Record, layout_of
-from ringlog.settings import PREFIX, Settings, variables
+from ringlog.settings import PREFIX, Settings, variable_names
 
 
 @click.command()
@@ -39,7 +39,7 @@ def migrate(check: bool, only: str | None, names: tuple[str, ...], as_json: bool
         from ringlog.questdb import migrations as questdb
 
         found += attempted("questdb", lambda: questdb.migrate(settings, layouts, check=check))
-    if only == "postgres" or (only is None and any(name.startswith(f"{PREFIX}POSTGRES_") for name in variables())):
+    if only == "postgres" or (only is None and any(name.startswith(f"{PREFIX}POSTGRES_") for name in variable_names())):
         from ringlog.postgres import migrations as postgres
 
         found += attempted("postgres", lambda: postgres.migrate(settings, check=check))

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from ringlog.environment import child_environment
 from ringlog.errors import RinglogError
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.locks import is_locked
@@ -51,6 +52,7 @@ def clearing(runtime_dir: str, temporary: str = "") -> Iterator[None]:
         [sys.executable, "-m", "ringlog.demo.orphans", runtime_dir, temporary],
         stdin=subprocess.PIPE,  # the life line: it ends with us, whatever happens
         start_new_session=True,  # Ctrl-C is ours to handle
+        env=child_environment(),
     )
     try:
         yield

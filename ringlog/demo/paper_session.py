@@ -119,8 +119,10 @@ def _trades(executors: list[ExecutorResult]) -> int:
 
 def _plan(options: Options, found: Survey, settings: Settings, results: Path) -> Plan:
     base, quote = split_symbol(found.symbols[0])
+    settings_file = results / "session.env"
+    settings.save(settings_file)
     return Plan(
-        environment=settings.to_environment(),
+        settings_file=str(settings_file),
         result_dir=str(results),
         recording=str(options.recording),
         base=base,

@@ -10,13 +10,13 @@ import msgspec
 from ringlog.demo.configuration import paper_address
 from ringlog.producer import Producer
 from ringlog.records import Record
-from ringlog.settings import Settings
+from ringlog.settings import SETTINGS_FILE, Settings
 
 
 class Plan(msgspec.Struct, kw_only=True):
     """One session. `speed` is that of the recording, 0 for as fast as it goes; `rate` is records/s of one executor."""
 
-    environment: dict[str, str]  # RINGLOG_* variables: a Secret is never pickled, and nothing of it is in `ps`
+    settings_file: str  # a Secret is never pickled, and nothing of it is in `ps` or in an environment
     result_dir: str
     recording: str
     base: str
@@ -35,7 +35,7 @@ class Plan(msgspec.Struct, kw_only=True):
         return Producer(types, settings=settings, lane_bytes=dict.fromkeys(types, self.lane_bytes))
 
     def settings(self) -> Settings:
-        return Settings.from_environment(self.environment)
+        return Settings.from_environment({SETTINGS_FILE: self.settings_file})
 
     @property
     def pool_address(self) -> str:

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ringlog.environment import child_environment
 from ringlog.errors import RinglogError
 from ringlog.servers import guard
-from ringlog.settings import PREFIX, Settings
+from ringlog.settings import SETTINGS_FILE, Settings
 
 STOP_TIMEOUT_SECONDS = 20.0
 
@@ -22,13 +23,13 @@ def running_writer(settings: Settings, log: Path) -> Iterator[subprocess.Popen[b
 
     A guard ends it too if this process is killed. Raises RinglogError with the end of the log where it ended by itself.
     """
-    outside = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    ring = {"RINGLOG_RING": os.environ["RINGLOG_RING"]} if "RINGLOG_RING" in os.environ else {}
+    file = log.with_name("writer.env")  # and not variables: whatever the writer starts inherits those
+    settings.save(file)
     guarded = [sys.executable, "-I", "-S", str(guard.__file__)]
     with log.open("ab") as output:
         process = subprocess.Popen(
             [*guarded, str(os.getpid()), sys.executable, "-m", "ringlog", "writer"],
-            env={**outside, **settings.to_environment(), **ring},
+            env={**child_environment(), SETTINGS_FILE: str(file)},
             stdin=subprocess.PIPE,  # the guard's life line
             stdout=subprocess.PIPE,
             stderr=output,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,7 +22,7 @@ from ringlog.settings import Settings
 CLOCK_SECONDS_MAX = 1.0
 
 
-def servers(settings: Settings, layouts: Sequence[RecordLayout], environ: Mapping[str, str]) -> Iterator[Finding]:
+def servers(settings: Settings, layouts: Sequence[RecordLayout], environ: Collection[str]) -> Iterator[Finding]:
     """QuestDB, and PostgreSQL and Redis where the environment names them or the writer publishes to Redis."""
     impatient = msgspec.structs.replace(settings, postgres_retry_timeout_ms=1, redis_retry_timeout_ms=0)
     for server in probed(targets(settings, environ)):

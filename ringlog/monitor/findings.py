@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ringlog.errors import ConfigurationError, LaneError
@@ -18,6 +19,7 @@ from ringlog.pressure import Thresholds
 from ringlog.questdb.conf import client_conf
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
+from ringlog.transport import is_encrypted
 
 
 def validated(settings: Settings, layouts: Sequence[RecordLayout]) -> Iterator[Finding]:
@@ -30,6 +32,7 @@ def validated(settings: Settings, layouts: Sequence[RecordLayout]) -> Iterator[F
     if not 0 < settings.high_water_ratio <= 1:
         text = f"high_water_ratio: got {settings.high_water_ratio}, wanted above 0, at most 1"
         yield Finding("settings", "fail", text, "leave RINGLOG_HIGH_WATER_RATIO out for 0.5")
+    yield from _secrets_kept(settings)
     try:
         yield Finding("questdb address", "ok", f"{client_conf(settings)!r}")
     except ConfigurationError as error:
@@ -44,6 +47,20 @@ def validated(settings: Settings, layouts: Sequence[RecordLayout]) -> Iterator[F
     yield Finding("schema", "ok", f"{len(layouts)} record types compile to slots and tables")
 
 
+def _secrets_kept(settings: Settings) -> Iterator[Finding]:
+    """A command that can be run, and passwords that travel in the clear nowhere."""
+    try:
+        shlex.split(settings.alert_command.reveal())
+    except ValueError:
+        text = "RINGLOG_ALERT_COMMAND: got an open quote, wanted words quoted as in a shell"
+        yield Finding("settings", "fail", text, "close the quote")
+    for server, fix in (("postgres", "mend RINGLOG_POSTGRES_TLS*"), ("redis", "mend RINGLOG_REDIS_TLS*")):
+        try:
+            is_encrypted(settings, server)  # type: ignore[arg-type]
+        except ConfigurationError as error:
+            yield Finding("settings", "fail", str(error), fix)
+
+
 def _limits(settings: Settings) -> list[tuple[str, int, int]]:
     names = ("drain_interval_ms", "batch_rows_max", "request_timeout_ms", "confirm_timeout_ms", "query_pool_size_min")
     return [
@@ -55,7 +72,7 @@ def _limits(settings: Settings) -> list[tuple[str, int, int]]:
     ]
 
 
-def diagnosed(settings: Settings, layouts: Sequence[RecordLayout], environ: Mapping[str, str]) -> Iterator[Finding]:
+def diagnosed(settings: Settings, layouts: Sequence[RecordLayout], environ: Collection[str]) -> Iterator[Finding]:
     """The whole live system: what `validated` finds, then directories, shared memory, lanes, servers, tables."""
     from ringlog.monitor.databases import servers
 

@@ -20,6 +20,7 @@ from alembic.script.base import Script
 from alembic.script.revision import RevisionMap
 from psycopg import sql
 
+from ringlog import libpq
 from ringlog.errors import SchemaMismatch
 from ringlog.migration import Migration
 from ringlog.postgres.pools import attempts, connection_options, translated
@@ -63,7 +64,7 @@ def _migrated(settings: Settings, texts: dict[str, str], check: bool) -> list[Mi
     migrations = {name: Migration("postgres", name) for name in texts}
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://",  # the creator knows the way: no password is ever part of a URL
-        creator=lambda: psycopg.connect(**{**connection_options(settings), "autocommit": False}),
+        creator=lambda: libpq.Connection.connect(**{**connection_options(settings), "autocommit": False}),
         poolclass=sqlalchemy.pool.NullPool,
     )
     try:
@@ -74,10 +75,12 @@ def _migrated(settings: Settings, texts: dict[str, str], check: bool) -> list[Mi
     except sqlalchemy.exc.DBAPIError as error:
         if not isinstance(error.orig, psycopg.Error):
             raise
-        raise translated(settings, error.orig) from error
+        failed = translated(settings, error.orig)
+    else:
+        return list(migrations.values())
     finally:
         engine.dispose()
-    return list(migrations.values())
+    raise failed
 
 
 def _apply_next(engine: sqlalchemy.Engine, texts: dict[str, str]) -> str | None:

@@ -178,7 +178,7 @@ def checked_node(node: Node) -> tuple[Any, ...]:
         raise PostgresValueError(
             f"node: got cooldown_s={breaker.cooldown_s}, trial_timeout_s={breaker.trial_timeout_s}, wanted up to a day"
         )
-    return (checked_text("node.name", node.name, 64), url, *msgspec.structs.astuple(breaker))
+    return (checked_text("node.name", node.name, 64), node.url, *msgspec.structs.astuple(breaker))
 
 
 def _node(row: tuple[Any, ...]) -> Node:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
@@ -16,11 +17,14 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 import msgspec
 import psycopg
 import psycopg.types.json
+import psycopg.types.string
 import stamina
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
+from ringlog import libpq
 from ringlog.errors import PostgresValueError, RinglogError, SchemaMismatch, ServerRefused, ServerUnavailable
-from ringlog.settings import Settings
+from ringlog.settings import Secret, Settings
+from ringlog.transport import is_encrypted, is_local, untrusted
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -79,7 +83,14 @@ def transaction(function: Callable[P, Steps[T]]) -> Callable[P, Operation[T]]:
     return made
 
 
-class _Connection(psycopg.Connection[tuple[Any, ...]]):
+class SecretDumper(psycopg.types.string.StrDumper):
+    """A Secret travels as the text that it is: so a statement's parameters show none."""
+
+    def dump(self, obj: Any) -> Any:
+        return super().dump(obj.reveal())
+
+
+class _Connection(libpq.Connection):
     """A connection that does not wait for ever on a server that stopped answering."""
 
     answer_timeout_s: float | None = None
@@ -88,7 +99,7 @@ class _Connection(psycopg.Connection[tuple[Any, ...]]):
         return super().wait(gen, interval, self.answer_timeout_s if timeout is None else timeout)
 
 
-class _AsyncConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
+class _AsyncConnection(libpq.AsyncConnection):
     answer_timeout_s: float | None = None
 
     async def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
@@ -144,9 +155,8 @@ class Pool:
                 return self._drive(connection, steps, statement)
         except psycopg.Error as error:
             steps.close()
-            if isinstance(error, PoolTimeout):
-                error = self._reason(error)
-            raise translated(self._settings, error) from error
+            failed = translated(self._settings, self._reason(error) if isinstance(error, PoolTimeout) else error)
+        raise failed  # out here, or it would keep psycopg's error, and with that the statement's parameters
 
     def _drive(self, connection: Any, steps: Steps[T], statement: Statement) -> T:
         try:
@@ -167,7 +177,7 @@ class Pool:
     def _reason(self, timeout: psycopg.Error) -> psycopg.Error:
         """Why no connection was to be had: the pool keeps its workers' errors to itself."""
         try:
-            with psycopg.connect(**connection_options(self._settings)):
+            with _Connection.connect(**connection_options(self._settings)):
                 return timeout
         except psycopg.Error as error:
             return error
@@ -231,9 +241,8 @@ class AsyncPool:
                 return await self._drive(connection, steps, statement)
         except psycopg.Error as error:
             steps.close()
-            if isinstance(error, PoolTimeout):
-                error = await self._reason(error)
-            raise translated(self._settings, error) from error
+            failed = translated(self._settings, await self._reason(error) if isinstance(error, PoolTimeout) else error)
+        raise failed  # as in Pool
 
     async def _drive(self, connection: Any, steps: Steps[T], statement: Statement) -> T:
         try:
@@ -250,7 +259,7 @@ class AsyncPool:
 
     async def _reason(self, timeout: psycopg.Error) -> psycopg.Error:
         try:
-            async with await psycopg.AsyncConnection.connect(**connection_options(self._settings)):
+            async with await _AsyncConnection.connect(**connection_options(self._settings)):
                 return timeout
         except psycopg.Error as error:
             return error
@@ -275,19 +284,31 @@ class AsyncPool:
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
-    """psycopg's keyword arguments for the server of `settings`; libpq's PGSSLMODE and PGSSLROOTCERT govern TLS."""
+    """libpq.Connection's keyword arguments for the server of `settings`.
+
+    Raises ConfigurationError where a password would travel in the clear.
+    """
     timeout_ms = settings.postgres_timeout_ms
     return {
         "host": settings.postgres_host,
         "port": settings.postgres_port,
         "dbname": settings.postgres_database,
         "user": settings.postgres_user,
-        "password": settings.postgres_password.reveal(),
+        "password": settings.postgres_password,
+        **_tls_options(settings),
         "connect_timeout": CONNECT_TIMEOUT_S,
         "application_name": "ringlog",
         "autocommit": True,
         "options": f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout={2 * timeout_ms}",
     }
+
+
+def _tls_options(settings: Settings) -> dict[str, str]:
+    if is_encrypted(settings, "postgres"):
+        return {"sslmode": "verify-full", "sslrootcert": settings.postgres_tls_roots or "system"}
+    if not is_local(settings.postgres_host):  # no password is set, and none is taken from a file of libpq's own
+        return {"sslmode": "disable", "passfile": os.devnull}
+    return {"sslmode": "disable" if settings.postgres_tls == "off" else "prefer"}
 
 
 def _pool_options(settings: Settings) -> dict[str, Any]:
@@ -303,16 +324,21 @@ def _pool_options(settings: Settings) -> dict[str, Any]:
 
 def _configure(settings: Settings, connection: _Connection) -> None:
     connection.answer_timeout_s = settings.postgres_timeout_ms / 1_000 + ANSWER_GRACE_S
+    connection.adapters.register_dumper(Secret, SecretDumper)
     psycopg.types.json.set_json_loads(msgspec.json.decode, connection)
 
 
 async def _configure_async(settings: Settings, connection: _AsyncConnection) -> None:
     connection.answer_timeout_s = settings.postgres_timeout_ms / 1_000 + ANSWER_GRACE_S
+    connection.adapters.register_dumper(Secret, SecretDumper)
     psycopg.types.json.set_json_loads(msgspec.json.decode, connection)
 
 
 def configured_connection(settings: Settings) -> psycopg.Connection[tuple[Any, ...]]:
-    """A connection outside any pool, bounded in time as those inside are. Raises psycopg's errors."""
+    """A connection outside any pool, bounded in time as those inside are.
+
+    Raises psycopg's errors, and ConfigurationError as `connection_options` does.
+    """
     connection = _Connection.connect(**connection_options(settings))
     _configure(settings, connection)
     return connection
@@ -342,6 +368,8 @@ def translated(settings: Settings, error: psycopg.Error) -> RinglogError:
     if state[:2] in _VALUE_CLASSES or isinstance(error, psycopg.DataError):
         constraint = f" ({error.diag.constraint_name})" if error.diag.constraint_name else ""
         return PostgresValueError(f"{server}: {text}{constraint}")
+    if not state and (advice := untrusted(text, settings, "postgres")):
+        return ServerRefused(f"{server}: {advice} ({text})")
     if state[:2] == "28" or (not state and any(words in text for words in _LOGIN_WORDS)):
         return ServerRefused(f"{server}: {text}")
     if state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES:

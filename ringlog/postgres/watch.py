@@ -14,7 +14,7 @@ import psycopg
 
 from ringlog.errors import PostgresValueError, ServerUnavailable
 from ringlog.postgres.last_good import LastGoodFile
-from ringlog.postgres.pools import configured_connection
+from ringlog.postgres.pools import configured_connection, connection_options
 from ringlog.postgres.traders import CHANNEL, COLUMNS, TraderConfig, config_of
 from ringlog.settings import Settings
 
@@ -49,6 +49,7 @@ class ConfigWatch:
         listen: bool = True,
         on_change: Callable[[TraderConfig], None] | None = None,
     ) -> None:
+        connection_options(settings)  # raises ConfigurationError here, and not in the thread
         self._settings = settings
         self._poll_interval_s = poll_interval_s
         self._listen = listen

@@ -11,9 +11,11 @@ from typing import Any
 
 import psycopg
 
+from ringlog import libpq
 from ringlog.errors import QueryError, ServerRefused, ServerTooOld, ServerUnavailable
-from ringlog.questdb.conf import client_conf, is_loopback
+from ringlog.questdb.conf import client_conf
 from ringlog.settings import Secret, Settings
+from ringlog.transport import is_loopback
 
 _logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def tls_options(host: str, roots: str) -> dict[str, str]:
     return {"sslmode": "disable"} if is_loopback(host) else {"sslmode": "verify-full", "sslrootcert": roots}
 
 
-class _Bounded(psycopg.Connection[Any]):
+class _Bounded(libpq.Connection):
     """A psycopg connection that gives up waiting for the server at `deadline` (monotonic seconds)."""
 
     deadline: float | None = None
@@ -122,7 +124,7 @@ class Connection:
 
     def _connect(self) -> _Bounded:
         try:
-            return _Bounded.connect(password=self._password.reveal() or None, **self._options)
+            return _Bounded.connect(password=self._password, **self._options)
         except psycopg.Error as error:
             reason = _reason(error)
         if "password" in reason or "authentication" in reason:

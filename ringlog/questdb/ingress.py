@@ -30,7 +30,7 @@ def open_sender(conf: ClientConf, request_timeout_ms: int) -> Sender:
     }
     try:
         sender = Sender.from_conf(
-            conf.text, **{name: value for name, value in wanted.items() if name not in conf.options}
+            conf.text.reveal(), **{name: value for name, value in wanted.items() if name not in conf.options}
         )
         sender.establish()  # type: ignore[no-untyped-call]
         return sender

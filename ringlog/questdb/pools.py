@@ -18,6 +18,7 @@ from typing import Any, NoReturn, cast
 import psycopg
 import psycopg_pool
 
+from ringlog import libpq
 from ringlog.errors import (
     QueryError,
     QueryTimeout,
@@ -107,7 +108,7 @@ def utc_cursor(connection: PooledConnection | AsyncPooledConnection) -> Any:
     return cursor
 
 
-class PooledConnection(psycopg.Connection[Any]):
+class PooledConnection(libpq.Connection):
     """A connection that gives up at `deadline` (monotonic seconds)."""
 
     deadline = float("inf")
@@ -132,7 +133,7 @@ class PooledConnection(psycopg.Connection[Any]):
             raise
 
 
-class AsyncPooledConnection(psycopg.AsyncConnection[Any]):
+class AsyncPooledConnection(libpq.AsyncConnection):
     """The same for asyncio."""
 
     deadline = float("inf")
@@ -216,7 +217,7 @@ def _options(settings: Settings, health: Health, prepare_threshold: int | None) 
         "host": conf.host,
         "port": settings.questdb_pg_port,
         "user": settings.questdb_user,
-        "password": settings.questdb_password.reveal() or None,
+        "password": settings.questdb_password,
         "dbname": DATABASE,
         "connect_timeout": CONNECT_TIMEOUT_S,
         "autocommit": True,

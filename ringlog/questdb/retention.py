@@ -27,11 +27,12 @@ import stamina
 from ringlog.errors import ConfigurationError, RetentionRunning, RinglogError, ServerError
 from ringlog.questdb import audit
 from ringlog.questdb.audit import AuditEntry
-from ringlog.questdb.conf import client_conf, is_loopback
+from ringlog.questdb.conf import client_conf
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.tables import KEYS, columns, quoted
 from ringlog.records.declaration import IDENTIFIER
 from ringlog.settings import Settings
+from ringlog.transport import is_loopback
 
 _logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ its result. `Connection.run` and `AsyncConnection.run` differ only in how they w
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,6 +16,7 @@ import redis.asyncio
 import stamina
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -28,7 +30,8 @@ from redis.retry import Retry
 
 from ringlog.errors import ConsumerGroupMissing, RinglogError, ServerRefused, ServerUnavailable
 from ringlog.redis.keys import Keys
-from ringlog.settings import Settings
+from ringlog.settings import Secret, Settings
+from ringlog.transport import is_encrypted, untrusted
 
 T = TypeVar("T")
 Command = tuple[Any, ...]
@@ -66,9 +69,10 @@ class Connection:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.keys = Keys(settings.redis_key_prefix)
         self.timeout_s = settings.redis_timeout_ms / 1_000
-        self._server = f"Redis at {settings.redis_host}:{settings.redis_port}"
+        self._server = f"Redis at {_address(settings)}"
         self._retry_s = settings.redis_retry_timeout_ms / 1_000
         self.client: Any = redis.Redis(retry=Retry(NoBackoff(), 0), socket_timeout=self.timeout_s, **_options(settings))
 
@@ -112,7 +116,8 @@ class Connection:
                     pipeline.execute_command(*command)
                 return list(pipeline.execute())
         except redis.RedisError as error:
-            raise translated(self._server, error) from error
+            failed = translated(self._server, error, self.settings)
+        raise failed  # out here, or it would keep redis-py's error, whose frames hold the password and what was sent
 
     def _plain(self, command: Command) -> Any:
         """What redis-py does for a command, without its timing, callbacks and retry wrappers."""
@@ -143,9 +148,10 @@ class AsyncConnection:
     """`Connection` for asyncio: the same names, awaited."""
 
     def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.keys = Keys(settings.redis_key_prefix)
         self.timeout_s = settings.redis_timeout_ms / 1_000
-        self._server = f"Redis at {settings.redis_host}:{settings.redis_port}"
+        self._server = f"Redis at {_address(settings)}"
         self._retry_s = settings.redis_retry_timeout_ms / 1_000
         self.client: Any = redis.asyncio.Redis(
             retry=AsyncRetry(NoBackoff(), 0), socket_timeout=None, **_options(settings)
@@ -182,9 +188,12 @@ class AsyncConnection:
             async with asyncio.timeout(self.timeout_s):
                 return await self._send(exchange)
         except redis.RedisError as error:
-            raise translated(self._server, error) from error
-        except TimeoutError as error:
-            raise ServerUnavailable(f"{self._server}: no answer within {self.timeout_s:g} s") from error
+            failed = translated(self._server, error, self.settings)
+        except TimeoutError:
+            failed = translated(
+                self._server, redis.TimeoutError(f"no answer within {self.timeout_s:g} s"), self.settings
+            )
+        raise failed
 
     async def _send(self, exchange: Exchange) -> list[Any]:
         if len(exchange.commands) == 1:
@@ -206,12 +215,34 @@ class AsyncConnection:
         await self.close()
 
 
+class _Credentials(CredentialProvider):
+    """Gives redis-py the password when it logs in, and not before: its pools would show it."""
+
+    def __init__(self, user: str, password: Secret) -> None:
+        self._user, self._password = user, password
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        return (self._user, self._password.reveal()) if self._user else (self._password.reveal(),)
+
+
+def _address(settings: Settings) -> str:
+    host = settings.redis_host
+    return host if host.startswith("/") else f"{host}:{settings.redis_port}"
+
+
 def _options(settings: Settings) -> dict[str, Any]:
+    """redis-py's keyword arguments. Raises ConfigurationError where a password would travel in the clear."""
+    has_login = settings.redis_user or settings.redis_password
+    if settings.redis_host.startswith("/"):
+        way: dict[str, Any] = {"unix_socket_path": settings.redis_host}
+    else:
+        way = {"host": settings.redis_host, "port": settings.redis_port}
+    if is_encrypted(settings, "redis"):
+        way |= {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
+        way |= {"ssl_ca_certs": settings.redis_tls_roots or None, "ssl_min_version": ssl.TLSVersion.TLSv1_2}
     return {
-        "host": settings.redis_host,
-        "port": settings.redis_port,
-        "username": settings.redis_user or None,
-        "password": settings.redis_password.reveal() or None,
+        **way,
+        "credential_provider": _Credentials(settings.redis_user, settings.redis_password) if has_login else None,
         "socket_connect_timeout": settings.redis_timeout_ms / 1_000,
         "protocol": 2,  # replies then have one shape in every version of redis-py and of the server
         # A primary that became a replica: drop the connection, so that the next try finds the new primary.
@@ -230,11 +261,16 @@ def _attempts(timeout_s: float) -> Any:
     )
 
 
-def translated(server: str, error: redis.RedisError) -> RinglogError:
+def translated(server: str, error: redis.RedisError, settings: Settings) -> RinglogError:
     """The ringlog error that says what the caller must do about a redis-py error; no payload is repeated in it."""
     text = str(error)
+    if isinstance(error, redis.ConnectionError) and (advice := untrusted(text, settings, "redis")):
+        return ServerRefused(f"{server}: {advice} ({_shortened(text)})")
     if isinstance(error, _REFUSED_LOGIN):
         return ServerRefused(f"{server}: got {type(error).__name__}, wanted a user with the rights of docs/redis.md")
+    if isinstance(error, redis.TimeoutError) and is_encrypted(settings, "redis"):
+        hint = "a server without TLS waits for ever: RINGLOG_REDIS_TLS=off, which takes no password"
+        return ServerUnavailable(f"{server} over TLS: {_shortened(text)} ({hint})")
     if isinstance(error, _TRANSIENT):
         return ServerUnavailable(f"{server}: {_shortened(text) or type(error).__name__}")
     if isinstance(error, OutOfMemoryError):

@@ -38,6 +38,7 @@ class Subscriber:
 
     def __init__(self, connection: Connection, topic: Topic) -> None:
         self._server = f"channel {connection.keys.channel(topic)}"
+        self._settings = connection.settings
         self._client = connection.client
         self._channel = connection.keys.channel(topic)
         self._frames = _Frames()
@@ -65,8 +66,10 @@ class Subscriber:
                     return frame
         except redis.RedisError as error:
             self.close()
-            raise translated(self._server, error) from error
-        return None
+            failed = translated(self._server, error, self._settings)
+        else:
+            return None
+        raise failed
 
     def close(self) -> None:
         pubsub, self._pubsub = self._pubsub, None
@@ -79,6 +82,7 @@ class AsyncSubscriber:
 
     def __init__(self, connection: AsyncConnection, topic: Topic) -> None:
         self._server = f"channel {connection.keys.channel(topic)}"
+        self._settings = connection.settings
         self._client = connection.client
         self._channel = connection.keys.channel(topic)
         self._frames = _Frames()
@@ -104,8 +108,10 @@ class AsyncSubscriber:
                     return frame
         except redis.RedisError as error:
             await self.close()
-            raise translated(self._server, error) from error
-        return None
+            failed = translated(self._server, error, self._settings)
+        else:
+            return None
+        raise failed
 
     async def close(self) -> None:
         pubsub, self._pubsub = self._pubsub, None

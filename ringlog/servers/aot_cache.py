@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ringlog.environment import child_environment
 from ringlog.errors import RinglogError
 
 MAKE_TIMEOUT_S = 120
@@ -61,7 +62,7 @@ def _make(cache: Path, command: Sequence[str], record: Callable[[list[str]], Non
                 check=True,
                 timeout=MAKE_TIMEOUT_S,
                 capture_output=True,
-                env={**os.environ, "JDK_JAVA_OPTIONS": ""},
+                env={**child_environment(), "JDK_JAVA_OPTIONS": ""},
             )
         except (RinglogError, subprocess.SubprocessError) as error:
             log.warning("java starts without a cache, none could be made: path=%s: %s", cache, error)

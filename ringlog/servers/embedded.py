@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 import psutil
 
+from ringlog.environment import child_environment
 from ringlog.errors import ServerError, ServerUnavailable
 
 HOST = "127.0.0.1"
@@ -93,7 +94,7 @@ class EmbeddedServer:
         raise NotImplementedError
 
     def _environment(self) -> dict[str, str]:
-        """Variables for the server over those of this process."""
+        """Variables for the server, beside those that every program needs."""
         return {}
 
     def answers(self) -> bool:
@@ -291,7 +292,7 @@ class EmbeddedServer:
                 stdout=log if self._detached else subprocess.PIPE,
                 stderr=log,
                 cwd=self.data_dir,
-                env={**os.environ, **self._environment()},
+                env={**child_environment(), **self._environment()},
                 start_new_session=True,
             )
         pid = self._child.pid

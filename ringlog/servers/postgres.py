@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import psutil
 
+from ringlog.environment import child_environment
 from ringlog.errors import ServerError
 from ringlog.servers.embedded import HOST, EmbeddedServer, missing_extra, write_private
 from ringlog.settings import Secret
@@ -56,7 +57,11 @@ class PostgresServer(EmbeddedServer):
         initdb += ["--locale=C", "--auth=scram-sha-256", f"--pwfile={password_file}"]
         try:
             with subprocess.Popen(
-                [*guard, *initdb], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                [*guard, *initdb],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=child_environment(),
             ) as process:
                 _, errors = wait_with_lifeline(process)
         finally:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from ringlog.errors import ServerError
 from ringlog.servers import aot_cache
-from ringlog.servers.embedded import HOST, EmbeddedServer, missing_extra
+from ringlog.servers.embedded import HOST, EmbeddedServer, missing_extra, write_private
 from ringlog.settings import Secret
 
 VERSION = "9.3.4"
@@ -58,6 +58,11 @@ class QuestDBServer(EmbeddedServer):
         cache = self._jar.with_name(f"{self._jar.stem}-java-{java_version()}.aot")
         aot_cache.make_once(cache, self._jar, self._java_command(), _record)
         self._java_options = aot_cache.options(cache)
+        write_private(self._password_file, self.password.encode())
+
+    @property
+    def _password_file(self) -> Path:
+        return self.data_dir / "password"
 
     def _command(self) -> list[str]:
         return [*self._java_command(self._java_options), "-d", str(self.data_dir)]
@@ -76,12 +81,13 @@ class QuestDBServer(EmbeddedServer):
 
     def _environment(self) -> dict[str, str]:
         return {
+            **_tuning(),
             "QDB_HTTP_BIND_TO": f"{HOST}:{self.ports['http']}",
             "QDB_PG_NET_BIND_TO": f"{HOST}:{self.ports['pg']}",
             "QDB_HTTP_USER": self.user,
-            "QDB_HTTP_PASSWORD": self.password,
+            "QDB_HTTP_PASSWORD_FILE": str(self._password_file),
             "QDB_PG_USER": self.user,
-            "QDB_PG_PASSWORD": self.password,
+            "QDB_PG_PASSWORD_FILE": str(self._password_file),
             "QDB_LINE_TCP_ENABLED": "false",
             # A write to a missing table must fail, not make one without DEDUP.
             "QDB_LINE_AUTO_CREATE_NEW_TABLES": "false",
@@ -108,6 +114,16 @@ class QuestDBServer(EmbeddedServer):
             connection.close()
 
 
+def _tuning() -> dict[str, str]:
+    """Variables of this process by which a user tunes QuestDB, none of those that hold a credential."""
+    secret = ("CLIENT_CONF", "PASSWORD", "TOKEN", "SECRET")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("QDB_") and not any(word in name for word in secret)
+    }
+
+
 class _RecordedServer(QuestDBServer):
     """A start that Java records; it writes the recording when the server ends, which takes it some seconds."""
 
@@ -117,6 +133,7 @@ class _RecordedServer(QuestDBServer):
 
     def _prepare(self) -> None:
         self._jar = questdb_jar()
+        write_private(self._password_file, self.password.encode())
 
     def _environment(self) -> dict[str, str]:
         return {**super()._environment(), "JDK_JAVA_OPTIONS": ""}  # not as tests or a debugger want Java

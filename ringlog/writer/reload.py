@@ -38,7 +38,7 @@ def changes(before: Settings, after: Settings) -> list[Change]:
     for field in msgspec.structs.fields(Settings):
         old, new = getattr(before, field.name), getattr(after, field.name)
         if old != new:
-            shown = ("a secret", "another") if isinstance(old, Secret) else (repr(old), repr(new))
+            shown = ("a secret", "another one") if isinstance(old, Secret) else (repr(old), repr(new))
             found.append(Change(field.name, *shown))
     return found
 

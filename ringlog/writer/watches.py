@@ -8,9 +8,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from ringlog.environment import child_environment
 from ringlog.layout import BoardReason
 from ringlog.pressure import Alert, Pressure, Resource, Thresholds, Verdict, disk_watch, memory_watch
-from ringlog.settings import Settings
+from ringlog.settings import Secret, Settings
 
 logger = logging.getLogger("ringlog.writer")
 
@@ -56,14 +57,16 @@ def reason_of(verdict: Verdict) -> BoardReason:
 class _Command:
     """Starts the alert command and goes on: the writer never waits for it."""
 
-    def __init__(self, command: str) -> None:
-        self._words = shlex.split(command)
+    def __init__(self, command: Secret) -> None:
+        self._command = command
         self._running: list[subprocess.Popen[bytes]] = []
 
     def __call__(self, alert: Alert) -> None:
         self._running = [process for process in self._running if process.poll() is None]
-        words = [*self._words, alert.resource.value, alert.level.name.lower(), alert.message]
+        words = [*shlex.split(self._command.reveal()), alert.resource.value, alert.level.name.lower(), alert.message]
         try:
-            self._running.append(subprocess.Popen(words, stdin=subprocess.DEVNULL))
-        except OSError as error:
-            logger.error("alert command %s: got %s, wanted a program that starts", self._words[0], error.strerror)
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, env=child_environment())
+        except OSError as error:  # of the command only its setting is named: any word of it may be a token
+            logger.error("RINGLOG_ALERT_COMMAND: got %s, wanted a program that starts", error.strerror)
+        else:
+            self._running.append(process)

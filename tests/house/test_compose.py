@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import yaml
 from house_project import ROOT
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import Lease
 from ringlog.servers import QuestDBServer
+from ringlog.servers.embedded import bound_socket
 from ringlog.servers.questdb import VERSION
-from ringlog.settings import Settings
+from ringlog.servers.valkey import binary
+from ringlog.settings import Secret, Settings
 
 ONE_SHOT = {"migrate"}
 
@@ -104,8 +109,9 @@ def test_grafana_is_given_what_its_dashboard_wants(services: dict[str, Any]) -> 
     assert {source["type"] for source in sources} == {variable["query"] for variable in dashboard["templating"]["list"]}
     by_type = {source["type"]: source for source in sources}
     assert by_type["questdb-questdb-datasource"]["jsonData"]["username"] == questdb["QDB_PG_READONLY_USER"]
-    assert by_type["questdb-questdb-datasource"]["secureJsonData"]["password"] == "$RINGLOG_GRAFANA_PASSWORD"
-    assert grafana["environment"]["RINGLOG_GRAFANA_PASSWORD"] == questdb["QDB_PG_READONLY_PASSWORD"]
+    file = questdb["QDB_PG_READONLY_PASSWORD_FILE"]
+    assert by_type["questdb-questdb-datasource"]["secureJsonData"]["password"] == f"$__file{{{file}}}"
+    assert Path(file).name in grafana["secrets"]
     assert re.fullmatch(
         r"questdb-questdb-datasource@\d+\.\d+\.\d+", grafana["environment"]["GF_PLUGINS_PREINSTALL_SYNC"]
     )
@@ -132,17 +138,61 @@ def test_the_file_is_what_compose_reads(tmp_path: Path) -> None:
     assert "stop_grace" in done.stdout
 
 
-def test_passwords_must_be_given(compose: dict[str, Any]) -> None:
-    """No password stands in the file: each comes from the environment and compose refuses to start without it."""
+def test_passwords_are_files(compose: dict[str, Any]) -> None:
+    """Finding 25: no password stands in the file, in an argument or in a variable: each is a secret's file, and each
+    service is given those that it names, and no others."""
+    assert set(compose["secrets"]) == {"questdb", "postgres", "redis", "grafana"}
+    for name, secret in compose["secrets"].items():
+        assert secret == {"file": f"./secrets/{name}"}
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert "secrets/" in ignored
     for name, service in compose["services"].items():
         for variable, value in service.get("environment", {}).items():
-            if "PASSWORD" in variable or variable == "REDISCLI_AUTH":
-                assert re.fullmatch(r"\$\{RINGLOG_\w+_PASSWORD:\?.+\}", value), (name, variable)
+            if "PASSWORD" in variable or "AUTH" in variable:
+                assert re.fullmatch(r"\w+_FILE", variable), (name, variable)
+                assert re.fullmatch(r"/run/secrets/\w+", value), (name, variable)
+        named = set(re.findall(r"/run/secrets/(\w+)", json.dumps(service)))
+        given = set(service.get("secrets", ()))
+        # Grafana's data source reads the file that Grafana's own password is in.
+        assert named == given, name
+    assert "${" not in (ROOT / "docker-compose.yml").read_text()
 
 
-def test_environment_is_made_of_real_settings(services: dict[str, Any]) -> None:
+def test_redis_reads_its_password_from_the_file(services: dict[str, Any], tmp_path: Path) -> None:
+    """Finding 25: the command of the compose file starts a server with the password of the secret's file and without
+    eviction, and neither its arguments nor its environment hold the password."""
+    secret = tmp_path / "redis"
+    secret.write_text("canary-in-a-file\n")
+    shell, option, script = services["redis"]["command"]
+    with bound_socket(0) as free:
+        port = free.getsockname()[1]
+    script = script.replace("$$", "$").replace("/run/secrets/redis", str(secret)).replace("/data", str(tmp_path))
+    script = script.replace("docker-entrypoint.sh redis-server - ", f"{binary()} - --bind 127.0.0.1 --port {port} ")
+    process = subprocess.Popen([shell, option, script], stdout=subprocess.DEVNULL)
+    try:
+        client = redis.Redis(port=port, password="canary-in-a-file", retry=Retry(ConstantBackoff(0.05), 600))
+        with client:
+            assert client.ping()
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+            assert client.config_get("appendonly") == {"appendonly": "yes"}
+        with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        if sys.platform == "linux":
+            shown = [Path(f"/proc/{process.pid}/{name}").read_bytes() for name in ("cmdline", "environ", "comm")]
+            assert b"canary" not in b"".join(shown)
+            assert b"sh" not in shown[2].split()  # it is the server itself that gets Docker's SIGTERM
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def test_environment_is_made_of_real_settings(services: dict[str, Any], tmp_path: Path) -> None:
     """Every RINGLOG_ variable of the writer is a setting of ringlog's."""
-    Settings.from_environment(services["writer"]["environment"])
+    secret = tmp_path / "secret"
+    secret.write_text("a password")
+    given = services["writer"]["environment"]
+    settings = Settings.from_environment({k: str(secret) if k.endswith("_FILE") else v for k, v in given.items()})
+    assert settings.redis_password == Secret("a password")
 
 
 def checked(test: list[str], **environment: str) -> int:

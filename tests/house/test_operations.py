@@ -11,7 +11,7 @@ import re
 import msgspec
 from house_project import ROOT
 
-from ringlog.settings import PREFIX, SETTINGS_FILE, Secret, Settings
+from ringlog.settings import PREFIX, SETTINGS_FILE, Secret, Settings, type_name
 from ringlog.writer.reload import LIVE
 
 PAGE = ROOT / "docs" / "operations.md"
@@ -22,7 +22,7 @@ PER_USER = {"runtime_dir": "`$XDG_RUNTIME_DIR/ringlog`, else `ringlog-UID` in th
 def settings_table() -> str:
     lines = ["| variable | type | default |", "|---|---|---|"]
     for field in msgspec.structs.fields(Settings):
-        kind = "secret" if field.type is Secret else field.type.__name__
+        kind = "secret" if field.type is Secret else type_name(field.type)
         default = PER_USER.get(field.name) or shown(field.default)
         lines.append(f"| `{PREFIX}{field.name.upper()}` | {kind} | {default} |")
     return "\n".join([*lines, ""])

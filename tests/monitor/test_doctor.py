@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import msgspec
-import psycopg
 import pytest
 import redis
 from click.testing import CliRunner
@@ -15,6 +14,7 @@ from lane_samples import Sample, child, eventually
 from psycopg import sql
 from writer_thread import writing
 
+from ringlog import libpq
 from ringlog.cli import ringlog
 from ringlog.lanes.claims import cards, open_board
 from ringlog.lanes.instance import Instance
@@ -183,7 +183,7 @@ def test_postgres_is_looked_into(lane_settings: Settings, postgres_server: Postg
     """Missing revisions, what was dropped from an applied one, and a password that is not taken, each with its fix."""
     database = f"doctor_{tmp_path.name}_{os.getpid()}"[:60]
     admin = Settings(**postgres_server.settings())
-    with psycopg.connect(**connection_options(admin)) as connection:
+    with libpq.Connection.connect(**connection_options(admin)) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(database)))
     settings = msgspec.structs.replace(
         lane_settings,
@@ -197,7 +197,7 @@ def test_postgres_is_looked_into(lane_settings: Settings, postgres_server: Postg
     assert missing[1].fix == "run `ringlog migrate --only postgres`"
     postgres_migrations.migrate(settings)
     assert [finding.level for finding in of("postgres", list(diagnosed(settings, [], environ)))] == ["ok", "ok"]
-    with psycopg.connect(**connection_options(settings)) as connection:
+    with libpq.Connection.connect(**connection_options(settings)) as connection:
         connection.execute("drop table node_health")
     (dropped,) = of("postgres", failed(list(diagnosed(settings, [], environ))))
     assert "0004_nodes: applied, but got no table node_health" in dropped.text
@@ -206,7 +206,7 @@ def test_postgres_is_looked_into(lane_settings: Settings, postgres_server: Postg
     (refused,) = of("postgres", failed(list(diagnosed(wrong, [], environ))))
     assert "canary" not in refused.text
     assert "RINGLOG_POSTGRES_USER" in refused.fix
-    with psycopg.connect(**connection_options(admin)) as connection:
+    with libpq.Connection.connect(**connection_options(admin)) as connection:
         connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(database)))
 
 

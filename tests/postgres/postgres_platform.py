@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import psycopg
-
+from ringlog import libpq
 from ringlog.postgres.pools import connection_options
 from ringlog.settings import Settings
 
@@ -22,7 +21,7 @@ PYUSD = "2b1kV6DkPAnxd5ixfnxCpjxmKwqjjaYmCZfHsFu24GXo"  # Token-2022, with a tra
 def execute(settings: Settings, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:
     """The rows of one statement by bare psycopg, past everything that is under test, its limits of time too."""
     unlimited = {"connect_timeout": 60, "options": ""}  # to make or drop a database takes long on a busy disk
-    with psycopg.connect(**{**connection_options(settings), **unlimited}) as connection:
+    with libpq.Connection.connect(**{**connection_options(settings), **unlimited}) as connection:
         cursor = connection.execute(sql, parameters)
         return cursor.fetchall() if cursor.description else []
 

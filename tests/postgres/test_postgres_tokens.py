@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from postgres_platform import PYUSD, SOL, USDC, execute
 
+from ringlog import libpq
 from ringlog.errors import PostgresValueError
 from ringlog.postgres import AsyncPool, AsyncTokens, Extension, Pool, Token, Tokens, TransferFee, TransferFeeConfig
 from ringlog.postgres.addresses import _DIGITS, ADDRESS_BYTES, checked_address, decoded
@@ -77,7 +77,7 @@ def test_tokens_are_found_by_symbol_extension_and_many_addresses(pool: Pool) -> 
 
 def test_lookups_use_their_indexes(database: Settings) -> None:
     """By symbol and by extension, PostgreSQL's plan reads the index made for it."""
-    with psycopg.connect(**connection_options(database)) as connection:
+    with libpq.Connection.connect(**connection_options(database)) as connection:
         connection.execute("set enable_seqscan = off")  # the table is empty: a scan would always be cheaper
         for where, index in (
             ("upper(symbol) = 'USDC'", "tokens_symbol"),

@@ -23,7 +23,7 @@ from ringlog.redis import (
     UiEvent,
 )
 from ringlog.redis.connection import translated
-from ringlog.settings import Secret
+from ringlog.settings import Secret, Settings
 
 UI = Topic.UI_EVENTS
 
@@ -195,9 +195,9 @@ def test_a_lost_answer_to_a_read_loses_no_event(server: Any, proxy: Any, connect
 )
 def test_every_answer_has_one_error_that_says_what_to_do(error: Any, wanted: type[ServerError]) -> None:
     """A failover or a loading server may be tried again; a refusal may not; payloads are never repeated in errors."""
-    assert type(translated("Redis", error)) is wanted
+    assert type(translated("Redis", error, Settings())) is wanted
     quoted = exceptions.ResponseError("Command # 1 (SET a canary) of pipeline caused error: ERR no")
-    assert "canary" not in str(translated("Redis", quoted))
+    assert "canary" not in str(translated("Redis", quoted, Settings()))
 
 
 def test_55_a_failover_to_a_replica_is_waited_out(own_server: Any, server: Any) -> None:
