@@ -169,6 +169,22 @@ class Directory:
         """Like `create`, for small files that nobody keeps open."""
         os.close(self.create(name, [data]))
 
+    def append(self, name: str, lines: bytes) -> None:
+        """Adds whole lines at the end of a file, durable when this returns. Raises OSError: the file is as before."""
+        descriptor = self.open_file(name, os.O_RDWR | os.O_CREAT)
+        try:
+            length = os.fstat(descriptor).st_size
+            torn = length > 0 and os.pread(descriptor, 1, length - 1) != b"\n"
+            try:
+                write_all(self.system, descriptor, [b"\n" + lines if torn else lines], length)
+                self.system.fsync(descriptor)  # SYNC POINT: before anybody relies on the lines
+                self.sync()
+            except OSError:
+                self.system.truncate(descriptor, length)
+                raise
+        finally:
+            os.close(descriptor)
+
     def read(self, name: str) -> bytes | None:
         """The whole of a small file, None where there is none."""
         try:

@@ -45,11 +45,12 @@ class Level(enum.IntEnum):
 
 
 class Resource(enum.StrEnum):
-    """What may run out."""
+    """What may run out, or needs somebody to look at it."""
 
     SPOOL_DISK = "spool disk"
     SERVER_DISK = "server disk"
     MEMORY = "buffer memory"
+    QUARANTINE = "quarantine"
 
 
 class Thresholds(msgspec.Struct, frozen=True):
@@ -157,7 +158,7 @@ class Pressure:
             level, message = self._read(watch, before)
             self._levels[index] = level
             if level is not before:
-                self._alert(Alert(watch.resource, level, message))
+                self.alert(Alert(watch.resource, level, message))
             if level > worst:
                 worst = level
                 verdict = Verdict(level is not Level.REFUSE, watch.resource, message)
@@ -173,7 +174,8 @@ class Pressure:
         wanted = limits.resume_at_bytes if level is Level.REFUSE else limits.warn_below_bytes
         return level, f"{watch.resource} {watch.where}: got {room} bytes left, wanted {wanted}"
 
-    def _alert(self, alert: Alert) -> None:
+    def alert(self, alert: Alert) -> None:
+        """Logs and counts an alert, and tells the hook."""
         if alert.level is not Level.OK:
             self.alerts[alert.resource] += 1
         logger.log(_LOG_LEVELS[alert.level], "pressure level=%s %s", alert.level.name.lower(), alert.message)

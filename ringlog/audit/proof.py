@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from ringlog.audit.report import Difference, Kind, Place, Report, TableReport, differences
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ringlog.audit.report import Difference, Kind, Place, RecordRange, Report, TableReport, differences
+from ringlog.audit.retention import excused
 from ringlog.audit.snapshot import Snapshot, spool_directory, take
 from ringlog.audit.stored import Stored, stored
 from ringlog.dead_letters import DeadLetters
@@ -10,13 +14,12 @@ from ringlog.disk import Directory
 from ringlog.errors import QueryError, ServerError
 from ringlog.lanes.instance import Instance
 from ringlog.ledger import Term
-from ringlog.questdb import audit as retention_audit
+from ringlog.ledger.absences import DEAD_LETTERS, absences
+from ringlog.questdb import taken
 from ringlog.questdb.connection import Connection
 from ringlog.settings import Settings
 from ringlog.spans import SeqSet
 from ringlog.spool.holdings import holdings
-
-DEAD_LETTERS = "dead_letters"
 
 
 def prove(settings: Settings) -> Report:
@@ -30,16 +33,28 @@ def prove(settings: Settings) -> Report:
         first = take(instance, directory)
         kept, delivered = _letters(directory)
         held = holdings(directory) if directory is not None else {}
-        rows, taken, unproved = _stored(settings, first)
+        rows, lacking, unproved = _stored(settings, first, delivered)
         last = take(instance, directory)
     found = _balance_differences(last)
     for lane in first.accounts.lanes:
         found += _kept_differences(first, last, lane, held, kept)
-    found += _table_differences(first, last, rows, delivered, taken)
+    found += [difference for each in lacking.values() for difference in each.lost]
+    found += _table_differences(first, last, rows)
     unproved += [f"lane {lane:016x}: {reason}" for lane, reason in last.unreadable.items()]
     if last.accounts.broken_lines:
         unproved.append(f"ledger: got {last.accounts.broken_lines} broken lines, wanted none")
-    return Report(tables=_tables(last, rows, taken), differences=found, unproved=unproved)
+    return Report(
+        tables=_tables(last, rows, lacking),
+        differences=found,
+        unproved=unproved,
+        taken_by_retention=[part for each in lacking.values() for part in each.taken],
+        absences=absences(
+            settings,
+            last.accounts,
+            delivered,
+            {table: sum(part.rows for part in each.taken) for table, each in lacking.items()},
+        ),
+    )
 
 
 def _letters(directory: Directory | None) -> tuple[dict[int, SeqSet], dict[int, SeqSet]]:
@@ -61,15 +76,24 @@ def _letters(directory: Directory | None) -> tuple[dict[int, SeqSet], dict[int, 
     return kept, delivered
 
 
-def _stored(settings: Settings, snapshot: Snapshot) -> tuple[dict[str, Stored], dict[str, int], list[str]]:
-    """What QuestDB has, by table; how many rows retention has taken from each; and what it would not answer."""
+class Lacking(NamedTuple):
+    """Confirmed records that a table lacks: those that retention took, and the others."""
+
+    taken: list[RecordRange]
+    lost: list[Difference]
+
+
+def _stored(
+    settings: Settings, snapshot: Snapshot, delivered: Mapping[int, SeqSet]
+) -> tuple[dict[str, Stored], dict[str, Lacking], list[str]]:
+    """What QuestDB has, by table; what it lacks of what was confirmed; and what it would not answer."""
     tables: dict[str, set[int]] = {table: set() for table in snapshot.accounts.retired}
     for lane, account in snapshot.accounts.lanes.items():
         tables.setdefault(account.table, set()).add(lane)
     for lane, live in snapshot.live.items():
         tables.setdefault(live.table, set()).add(lane)
     rows: dict[str, Stored] = {}
-    taken: dict[str, int] = {}
+    lacking: dict[str, Lacking] = {}
     unproved: list[str] = []
     connection = Connection.from_settings(settings)
     try:
@@ -78,14 +102,33 @@ def _stored(settings: Settings, snapshot: Snapshot) -> tuple[dict[str, Stored], 
                 rows[table] = stored(connection, table, lanes)
             except QueryError as error:
                 unproved.append(f"table {table}: {error}")
-                if "does not exist" in str(error):
-                    rows[table] = Stored()
-        taken = retention_audit.rows_taken(connection)
+                if "does not exist" not in str(error):
+                    continue
+                rows[table] = Stored()
+            missing = _missing(snapshot, table, rows[table], delivered)
+            # Asked for last: what went before the table was read is written down by now.
+            counted = taken.taken(connection, table, missing.keys())
+            lacking[table] = Lacking(*excused(table, missing, counted))
     except ServerError as error:
         unproved.append(str(error))
     finally:
         connection.close()
-    return rows, taken, unproved
+    return rows, lacking, unproved
+
+
+def _missing(snapshot: Snapshot, table: str, seen: Stored, delivered: Mapping[int, SeqSet]) -> dict[int, SeqSet]:
+    """By lane, the records that were confirmed, or delivered by a retry, and are not in the table."""
+    found: dict[int, SeqSet] = {}
+    for lane, account in snapshot.accounts.lanes.items():
+        if account.table == table:
+            safe = SeqSet(account.sets.get(Term.CONFIRMED, ()))
+            for start, end in delivered.get(lane, ()):
+                safe.add(start, end)
+            there = seen.lanes[lane].seqs if lane in seen.lanes else SeqSet()
+            missing = SeqSet(part for range_ in safe for part in there.gaps(*range_))
+            if missing:
+                found[lane] = missing
+    return found
 
 
 def _balance_differences(snapshot: Snapshot) -> list[Difference]:
@@ -115,22 +158,9 @@ def _kept_differences(
     return found
 
 
-def _table_differences(
-    first: Snapshot, last: Snapshot, rows: dict[str, Stored], delivered: dict[int, SeqSet], taken: dict[str, int]
-) -> list[Difference]:
+def _table_differences(first: Snapshot, last: Snapshot, rows: dict[str, Stored]) -> list[Difference]:
     found: list[Difference] = []
     for table, seen in rows.items():
-        lost: dict[int, SeqSet] = {}
-        for lane, account in first.accounts.lanes.items():
-            if account.table == table:
-                safe = SeqSet(account.sets.get(Term.CONFIRMED, ()))
-                for start, end in delivered.get(lane, ()):
-                    safe.add(start, end)
-                there = seen.lanes[lane].seqs if lane in seen.lanes else SeqSet()
-                lost[lane] = SeqSet(part for range_ in safe for part in there.gaps(*range_))
-        _excuse_retention(seen, lost, taken.get(table, 0))
-        for lane, missing in lost.items():
-            found += differences(Kind.LOST, Place.QUESTDB, table, lane, missing)
         for lane, state in seen.lanes.items():
             found += differences(Kind.DOUBLED, Place.QUESTDB, table, lane, state.doubled)
             head = max(first.head(lane), last.head(lane))
@@ -140,19 +170,7 @@ def _table_differences(
     return found
 
 
-def _excuse_retention(seen: Stored, lost: dict[int, SeqSet], taken: int) -> None:
-    """What lanes lack before their first stored record went with retention, if that took so many rows of the table."""
-    before = {
-        lane: list(missing.within(0, seen.lanes[lane].seqs.start if lane in seen.lanes else missing.end))
-        for lane, missing in lost.items()
-    }
-    if sum(end - start for parts in before.values() for start, end in parts) <= taken:
-        for lane, parts in before.items():
-            for part in parts:
-                lost[lane].discard(*part)
-
-
-def _tables(snapshot: Snapshot, rows: dict[str, Stored], taken: dict[str, int]) -> dict[str, TableReport]:
+def _tables(snapshot: Snapshot, rows: dict[str, Stored], lacking: dict[str, Lacking]) -> dict[str, TableReport]:
     return {
         table: TableReport(
             accepted=balance.accepted,
@@ -160,7 +178,7 @@ def _tables(snapshot: Snapshot, rows: dict[str, Stored], taken: dict[str, int]) 
             **{term.value: balance.rows[term] for term in Term},
             stored=rows[table].rows - rows[table].other_rows if table in rows else None,
             other_rows=rows[table].other_rows if table in rows else None,
-            taken_by_retention=taken.get(table, 0),
+            taken_by_retention=sum(part.rows for part in lacking[table].taken) if table in lacking else 0,
         )
         for table, balance in sorted(snapshot.balance().items())
     }

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from ringlog.ledger import Term
+from ringlog.ledger.absences import Absence
 from ringlog.spans import SeqSet
 
 
@@ -27,8 +29,24 @@ class Place(enum.StrEnum):
     QUESTDB = "questdb"
 
 
+class RecordRange(msgspec.Struct, frozen=True, kw_only=True):
+    """`rows` records of one lane (hexadecimal, as the logs show it) from `first_seq` to `last_seq`, both included."""
+
+    table: str
+    lane: str
+    first_seq: int
+    last_seq: int
+    rows: int
+
+    def __str__(self) -> str:
+        return f"table={self.table} lane={self.lane} seq={self.first_seq}-{self.last_seq} rows={self.rows}"
+
+
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """Consecutive records of one lane (hexadecimal, as the logs show it): `first_seq` to `last_seq`, both included."""
+    """Records of one lane (hexadecimal, as the logs show it) from `first_seq` to `last_seq`, both included.
+
+    All of these, or where `rows` is less, so many of them.
+    """
 
     kind: Kind
     place: Place
@@ -64,11 +82,11 @@ def differences(
 
 
 class TableReport(msgspec.Struct, kw_only=True):
-    """One table, in records: `accepted` is the sum of the seven that follow; `stored` is what QuestDB has of them.
+    """One table, in records: `accepted` is the sum of the eight that follow; `stored` is what QuestDB has of them.
 
     `stored` is None where the server could not be asked. `other_rows` in the table are of lanes that this instance does
     not list: other instances, the writer's own metrics, lanes that were over long ago. `taken_by_retention` were
-    confirmed, and went with a partition.
+    confirmed, and went with their day: retention counted each of them in its lane.
     """
 
     accepted: int
@@ -79,18 +97,30 @@ class TableReport(msgspec.Struct, kw_only=True):
     expired: int
     quarantined: int
     lost_at_reboot: int
+    discarded: int
     stored: int | None = None
     other_rows: int | None = None
     taken_by_retention: int = 0
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """`unproved` says in words what could not be looked at; with it, or with any difference, the proof has failed."""
+    """`unproved` says in words what could not be looked at; with it, or with any difference, the proof has failed.
+
+    `absences` are the accepted records that are not in QuestDB and accounted for; `taken_by_retention` names each of
+    those that were there.
+    """
 
     tables: dict[str, TableReport]
     differences: list[Difference]
     unproved: list[str]
+    taken_by_retention: list[RecordRange] = []
+    absences: list[Absence] = []
 
     @property
     def is_exact(self) -> bool:
         return not self.differences and not self.unproved
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no record waits in quarantine for somebody to settle it."""
+        return not any(absence.kind == Term.QUARANTINED for absence in self.absences)

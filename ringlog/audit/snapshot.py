@@ -14,8 +14,7 @@ from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance, boot_id, check_private
 from ringlog.lanes.readers import LaneReader
 from ringlog.lanes.segments import SegmentBlank
-from ringlog.ledger import Accounts, Balance, LiveLane
-from ringlog.ledger.ledger import NAME
+from ringlog.ledger import Accounts, Balance, LiveLane, read_accounts
 
 ATTEMPTS_MAX = 10
 ATTEMPT_INTERVAL_SECONDS = 0.05
@@ -86,10 +85,7 @@ def _look(instance: Instance, directory: Directory | None) -> Snapshot:
     try:
         unreadable = _attach(instance, readers)
         tails = {lane: reader.tail for lane, reader in readers.items()}
-        accounts = Accounts(boot_id())
-        if directory is not None:
-            accounts.load(directory.read(NAME) or b"", directory.path / NAME)
-            accounts.lose_other_boots()
+        accounts = read_accounts(directory, boot_id()) if directory is not None else Accounts(boot_id())
         unreadable |= _attach(instance, readers)
         live = {
             lane: LiveLane(reader.layout.table, tails.get(lane, 0), reader.head) for lane, reader in readers.items()

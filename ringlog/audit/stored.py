@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import msgspec
 
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.tables import quoted
+from ringlog.questdb.windows import QUERY_TIMEOUT_SECONDS, ROWS_MAX, windows
 from ringlog.spans import SeqSet
 
-QUERY_TIMEOUT_SECONDS = 60.0
-# One query looks at about so many rows at most: the server counts their distinct keys in memory.
-ROWS_MAX = 20_000_000
 # Numbers are compared part by part: a part without a hole is proved by its bounds and its count alone.
 PART_SEQS = 65_536
 
@@ -52,7 +50,7 @@ def stored(connection: Connection, table: str, lanes: Collection[int]) -> Stored
     Raises QueryError (no such table, say), ServerUnavailable, ServerRefused.
     """
     found = Stored()
-    for first, last in _windows(connection, quoted(table)):
+    for first, last in windows(connection, table, rows_max=ROWS_MAX):
         sql = _PARTS.format(part=PART_SEQS, table=quoted(table), first=first, last=last)
         for lane, part, rows, distinct, lowest, highest in connection.execute(sql, timeout_s=QUERY_TIMEOUT_SECONDS):
             found.rows += rows
@@ -71,26 +69,3 @@ def stored(connection: Connection, table: str, lanes: Collection[int]) -> Stored
                 if copies > 1:
                     state.doubled.add(seq, seq + 1)
     return found
-
-
-def _windows(connection: Connection, table: str) -> Iterator[tuple[int, int]]:
-    """Spans of time (microseconds, both ends included) that cover the table, each with at most ROWS_MAX rows."""
-
-    def rows_in(first: int, last: int) -> int:
-        sql = (
-            f"SELECT count() FROM {table} "  # noqa: S608 - a checked identifier
-            f"WHERE timestamp >= cast({first} AS timestamp) AND timestamp <= cast({last} AS timestamp)"
-        )
-        return int(connection.execute(sql, timeout_s=QUERY_TIMEOUT_SECONDS)[0][0])
-
-    sql = f"SELECT min(timestamp)::long, max(timestamp)::long FROM {table}"  # noqa: S608 - a checked identifier
-    ((low, high),) = connection.execute(sql, timeout_s=QUERY_TIMEOUT_SECONDS)
-    spans = [(low, high)] if low is not None else []
-    while spans:
-        first, last = spans.pop()
-        rows = rows_in(first, last)
-        if rows > ROWS_MAX and first < last:
-            middle = (first + last) // 2
-            spans += [(middle + 1, last), (first, middle)]
-        elif rows:
-            yield first, last

@@ -22,12 +22,16 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C
 # name: (where the command is, its help in one line: kept here so that --help loads none of them)
 COMMANDS = {
     "audit": ("ringlog.cli.audit:audit", "Prove that every accepted record is where the ledger says."),
-    "dead-letters": ("ringlog.cli.dead_letters:dead_letters", "List, export and retry what the server refused."),
+    "dead-letters": (
+        "ringlog.cli.dead_letters:dead_letters",
+        "List, export, retry and discard what the server refused.",
+    ),
     "demo": ("ringlog.cli.demo:demo", "Trade a market through every part of ringlog, and check every record."),
     "doctor": ("ringlog.cli.doctor:doctor", "Find what is wrong with the live system, each with its fix."),
     "dump": ("ringlog.cli.tap:dump", "Show what a lane's segment, or a copy of it, still holds."),
     "migrate": ("ringlog.cli.migrate:migrate", "Make and verify the tables of QuestDB and PostgreSQL."),
     "percentiles": ("ringlog.cli.query:percentiles", "Latency percentiles of services and operations."),
+    "quarantine": ("ringlog.cli.quarantine:quarantine", "List, export and discard records whose bytes were destroyed."),
     "query": ("ringlog.cli.query:query", "Run SQL on QuestDB and print or save what it gives."),
     "replay": ("ringlog.cli.replay:replay", "Append the records of a CSV, NDJSON or Parquet file, each once."),
     "retention": ("ringlog.cli.retention:retention", "Plan or run the cut to the last 30 days, with an audit."),

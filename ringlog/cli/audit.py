@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 import msgspec
 
 from ringlog.cli import FAILED
 from ringlog.settings import Settings
+
+if TYPE_CHECKING:
+    from ringlog.audit import Report
+
+TAKEN_SHOWN = 10
+NOT_EXCUSED = (
+    "retention did not count the rows that QuestDB lacks: somebody dropped a partition or emptied the table by hand, "
+    "or the server was restored from an older copy, or retention of a version that did not count by lane took them"
+)
 
 
 @click.command("audit")
@@ -16,22 +27,59 @@ from ringlog.settings import Settings
 def audit(context: click.Context, runtime_dir: str | None, as_json: bool) -> None:
     """Prove the ledger against lanes, spool, dead letters and QuestDB, also while all of them are running.
 
-    Changes nothing. Exits 1 where a record is lost, doubled or unexpected, naming its table, lane and seq, or where
-    something could not be looked at.
+    Changes nothing. Exits 1 where a record is lost, doubled or unexpected, naming its table, lane and seq, where
+    something could not be looked at, and while records are in quarantine that nobody has settled.
     """
     from ringlog.audit import prove
 
-    report = prove(Settings.from_environment(runtime_dir=runtime_dir))
+    settings = Settings.from_environment(runtime_dir=runtime_dir)
+    report = prove(settings)
     if as_json:
-        click.echo(msgspec.json.encode({"exact": report.is_exact, **msgspec.to_builtins(report)}))
+        facts = {"exact": report.is_exact, "settled": report.is_settled, **msgspec.to_builtins(report)}
+        click.echo(msgspec.json.encode(facts))
     else:
-        for table, each in report.tables.items():
-            facts = " ".join(f"{name}={value}" for name, value in msgspec.to_builtins(each).items())
-            click.echo(f"{table}: {facts}")
-        for difference in report.differences:
-            click.echo(str(difference))
-        for text in report.unproved:
-            click.echo(f"not proved: {text}")
-        click.echo("every accepted record is where it should be" if report.is_exact else "the proof has FAILED")
-    if not report.is_exact:
+        _show(report, settings)
+    if not (report.is_exact and report.is_settled):
         context.exit(FAILED)
+
+
+def _show(report: Report, settings: Settings) -> None:
+    from ringlog.ledger.absences import summary
+
+    for table, each in report.tables.items():
+        facts = " ".join(f"{name}={value}" for name, value in msgspec.to_builtins(each).items())
+        click.echo(f"{table}: {facts}")
+    for difference in report.differences:
+        click.echo(str(difference))
+    if any(difference.place == "questdb" and difference.kind == "lost" for difference in report.differences):
+        click.echo(NOT_EXCUSED)
+    for text in report.unproved:
+        click.echo(f"not proved: {text}")
+    spooled, in_lanes = (
+        sum(getattr(each, name) for each in report.tables.values()) for name in ("spooled", "in_lanes")
+    )
+    if spooled + in_lanes:
+        where = f"{in_lanes} in lanes, {spooled} in the spool at {settings.spool_path}"
+        click.echo(f"{spooled + in_lanes} accepted records are on their way to QuestDB: {where}")
+    absent = summary(report.absences)
+    if absent:
+        click.echo(absent)
+    for absence in report.absences:
+        click.echo(f"  {absence}")
+    for taken in report.taken_by_retention[:TAKEN_SHOWN]:
+        click.echo(f"  taken by retention: {taken}")
+    if len(report.taken_by_retention) > TAKEN_SHOWN:
+        click.echo(f"  and {len(report.taken_by_retention) - TAKEN_SHOWN} more ranges: `--json` names them all")
+    click.echo(_verdict(report, absent))
+
+
+def _verdict(report: Report, absent: str) -> str:
+    if not report.is_exact:
+        return "the proof has FAILED"
+    if not report.is_settled:
+        return (
+            "the proof has FAILED: records are in quarantine, and nobody has settled them (`ringlog quarantine list`)"
+        )
+    if absent:
+        return "every other accepted record is where it should be"
+    return "every accepted record is where it should be"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 import click
@@ -14,6 +15,7 @@ from ringlog.dead_letters import DeadLetter, DeadLetters
 from ringlog.disk import Directory
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
+from ringlog.spans import SeqSet, Span
 
 DIRECTORY_NAME = "dead_letters"
 
@@ -46,33 +48,65 @@ def _store(runtime_dir: str | None) -> Iterator[tuple[Settings, DeadLetters | No
         directory.close()
 
 
-def _selected(
-    store: DeadLetters | None, table: str | None, lane: str | None, seq: int | None, *, retried: bool = False
-) -> Iterator[tuple[DeadLetter, RecordLayout]]:
+def lane_number(lane: str | None) -> int | None:
+    """The number of `--lane`, None where it was not given."""
     try:
-        wanted = None if lane is None else int(lane, 16)
+        return None if lane is None else int(lane, 16)
     except ValueError:
         raise click.BadParameter(f"got {lane!r}, wanted hexadecimal digits", param_hint="--lane") from None
-    for letter, layout in store.letters(table, retried=retried) if store is not None else ():
+
+
+def _selected(
+    settings: Settings,
+    store: DeadLetters | None,
+    table: str | None,
+    lane: str | None,
+    seq: int | None,
+    *,
+    retried: bool = False,
+    discarded: bool = False,
+) -> Iterator[tuple[DeadLetter, RecordLayout]]:
+    wanted = lane_number(lane)
+    if store is None:
+        return
+    left_out = {} if discarded else _given_up(settings)
+    for letter, layout in store.letters(table, retried=retried, discarded=left_out):
         if wanted in (None, letter.lane) and seq in (None, letter.seq):
             yield letter, layout
 
 
+def _given_up(settings: Settings) -> dict[int, SeqSet]:
+    from ringlog.ledger import Discards
+
+    directory = Directory.open(settings.spool_path)
+    try:
+        return Discards(directory).given_up()
+    finally:
+        directory.close()
+
+
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """List, export and retry the records that the server refused."""
+    """List, export, retry and discard the records that the server refused."""
 
 
 @dead_letters.command("list")
 @selection
 @click.option("--retried", is_flag=True, help="Also those that a retry has delivered.")
+@click.option("--discarded", is_flag=True, help="Also those that were given up with `discard`.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_letters(
-    runtime_dir: str | None, table: str | None, lane: str | None, seq: int | None, retried: bool, as_json: bool
+    runtime_dir: str | None,
+    table: str | None,
+    lane: str | None,
+    seq: int | None,
+    retried: bool,
+    discarded: bool,
+    as_json: bool,
 ) -> None:
     """Show each dead letter's table, origin, time and reason."""
-    with _store(runtime_dir) as (_, store):
-        chosen = _selected(store, table, lane, seq, retried=retried)
+    with _store(runtime_dir) as (settings, store):
+        chosen = _selected(settings, store, table, lane, seq, retried=retried, discarded=discarded)
         if as_json:
             shown = [{name: getattr(each, name) for name in each.__struct_fields__} for each, _ in chosen]
             click.echo(msgspec.json.encode({"dead_letters": shown}))
@@ -89,8 +123,8 @@ def list_letters(
 @click.option("-o", "--output", type=click.File("wb"), default="-", help="Where to (by default stdout).")
 def export(runtime_dir: str | None, table: str | None, lane: str | None, seq: int | None, output: IO[bytes]) -> None:
     """Write dead letters as NDJSON: one object a line, with all fields of the record."""
-    with _store(runtime_dir) as (_, store):
-        for letter, _ in _selected(store, table, lane, seq):
+    with _store(runtime_dir) as (settings, store):
+        for letter, _ in _selected(settings, store, table, lane, seq):
             output.write(msgspec.json.encode(letter) + b"\n")
 
 
@@ -111,7 +145,7 @@ def retry(
     with _store(runtime_dir) as (settings, store):
         delivered = 0
         refused: list[tuple[DeadLetter, str]] = []
-        chosen = list(_selected(store, table, lane, seq))
+        chosen = list(_selected(settings, store, table, lane, seq))
         if store is not None and chosen:
             sink = QuestdbSink(settings)
             try:
@@ -128,6 +162,66 @@ def retry(
         click.echo(f"{delivered} delivered, {len(refused)} refused again")
     if refused:
         context.exit(FAILED)
+
+
+@dead_letters.command()
+@selection
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def discard(runtime_dir: str | None, table: str | None, lane: str | None, seq: int | None, as_json: bool) -> None:
+    """Give dead letters up for good: `audit` then counts them as discarded, and no retry sends them.
+
+    Without an option all of them. Also beside a running writer. Their files stay as they are.
+    """
+    from ringlog.ledger import Discards
+
+    rows: dict[str, int] = {}
+    with _store(runtime_dir) as (settings, store):
+        directory = Directory.open(settings.spool_path) if store is not None else None
+        if store is not None and directory is not None:
+            try:
+                marks = Discards(directory)
+                with marks.locked():
+                    lost = _without_letters(directory, store, table, lane_number(lane), seq)
+                    kept = ((it.table, it.lane, it.seq) for it, _ in _selected(settings, store, table, lane, seq))
+                    for name, spans in _spans(itertools.chain(kept, lost)).items():
+                        marks.add(name, spans)
+                        rows[name] = sum(span.rows for span in spans)
+            finally:
+                directory.close()
+    if as_json:
+        click.echo(msgspec.json.encode({"discarded": rows}))
+        return
+    for name, count in sorted(rows.items()):
+        click.echo(f"{name}: {count} records discarded")
+    click.echo(f"{sum(rows.values())} records discarded")
+
+
+def _without_letters(
+    directory: Directory, store: DeadLetters, table: str | None, lane: int | None, seq: int | None
+) -> Iterator[tuple[str, int, int]]:
+    """Table, lane and seq of records that the ledger has as dead letters, whose files somebody removed."""
+    from ringlog.lanes.instance import boot_id
+    from ringlog.ledger import Term, read_accounts
+
+    there: dict[int, SeqSet] = {}
+    for letter, _ in store.letters(retried=True):
+        there.setdefault(letter.lane, SeqSet()).add(letter.seq, letter.seq + 1)
+    for number, account in read_accounts(directory, boot_id()).lanes.items():
+        if table in (None, account.table) and lane in (None, number):
+            for start, end in account.sets.get(Term.DEAD_LETTERS, ()):
+                for first, stop in there.get(number, SeqSet()).gaps(start, end):
+                    yield from ((account.table, number, each) for each in range(first, stop) if seq in (None, each))
+
+
+def _spans(records: Iterable[tuple[str, int, int]]) -> dict[str, list[Span]]:
+    """Records by table, as spans."""
+    found: dict[str, dict[int, SeqSet]] = {}
+    for table, lane, seq in records:
+        found.setdefault(table, {}).setdefault(lane, SeqSet()).add(seq, seq + 1)
+    return {
+        table: [Span(lane, start, end - start) for lane, seqs in lanes.items() for start, end in seqs]
+        for table, lanes in found.items()
+    }
 
 
 def _cuts(settings: Settings) -> dict[str, int]:

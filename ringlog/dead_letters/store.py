@@ -8,13 +8,13 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from ringlog.dead_letters.letter import DeadLetter, fields_of
-from ringlog.disk import Directory, Reserve, refusal, write_all
+from ringlog.disk import Directory, Reserve, refusal
 from ringlog.records import RecordLayout
 from ringlog.spans import SeqSet, Span
 
@@ -114,7 +114,7 @@ class DeadLetters:
         name = self._name(layout.table, day)
         head = [] if self._headed.get(name) == layout else [msgspec.json.encode(_LayoutLine(layout))]
         data = b"\n".join([*head, *lines]) + b"\n"
-        action: Callable[[], None] = lambda: self._write(name, data)  # noqa: E731
+        action: Callable[[], None] = lambda: self._directory.append(name, data)  # noqa: E731
         try:
             self._reserve.spend(action) if self._reserve else action()
         except OSError as error:
@@ -129,23 +129,6 @@ class DeadLetters:
         while (name := f"{table}.{day}.{number}.ndjson" if number else f"{table}.{day}.ndjson") in self._given_up:
             number += 1
         return name
-
-    def _write(self, name: str, data: bytes) -> None:
-        """Adds lines at the end of a file, durable when this returns; where that fails the file is as before."""
-        descriptor = self._directory.open_file(name, os.O_RDWR | os.O_CREAT)
-        system = self._directory.system
-        try:
-            length = os.fstat(descriptor).st_size
-            torn = length > 0 and os.pread(descriptor, 1, length - 1) != b"\n"
-            try:
-                write_all(system, descriptor, [b"\n" + data if torn else data], length)
-                system.fsync(descriptor)  # SYNC POINT: before the lane's tail moves
-                self._directory.sync()
-            except OSError:
-                system.truncate(descriptor, length)
-                raise
-        finally:
-            os.close(descriptor)
 
     def _index(self) -> dict[int, SeqSet]:
         if self._kept is None:
@@ -170,12 +153,18 @@ class DeadLetters:
                     os.close(descriptor)
         self._directory.sync()
 
-    def letters(self, table: str | None = None, *, retried: bool = False) -> Iterator[tuple[DeadLetter, RecordLayout]]:
+    def letters(
+        self, table: str | None = None, *, retried: bool = False, discarded: Mapping[int, SeqSet] | None = None
+    ) -> Iterator[tuple[DeadLetter, RecordLayout]]:
         """The letters of a table (or all) with their layouts, oldest day first, each (lane, seq) once.
 
-        Those that a retry delivered are left out, or with `retried` come too. Streams: memory does not grow with them.
+        Those that a retry delivered are left out, or with `retried` come too; so are those that were `discarded`.
+        Streams: memory does not grow with them.
         """
         left_out = {} if retried else self._delivered()
+        for lane, seqs in (discarded or {}).items():
+            for start, end in seqs:
+                left_out.setdefault(lane, SeqSet()).add(start, end)
         seen: dict[int, SeqSet] = {}
         for letter, layout in self._letters(table):
             known = seen.setdefault(letter.lane, SeqSet())
@@ -219,6 +208,14 @@ class DeadLetters:
                 except msgspec.DecodeError:
                     continue
 
+    @property
+    def retried_bytes(self) -> int:
+        """How long the list of delivered letters is: it grows with each."""
+        try:
+            return os.stat(RETRIED_NAME, dir_fd=self._directory.descriptor, follow_symlinks=False).st_size
+        except FileNotFoundError:
+            return 0
+
     def delivered_spans(self) -> dict[str, list[Span]]:
         """By table the letters that retries delivered: for the writer to enter into the ledger as confirmed."""
         delivered: dict[str, dict[int, SeqSet]] = {}
@@ -254,7 +251,7 @@ class DeadLetters:
         lock = self._directory.open_file("retried.lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX)  # two commands may retry at once; the writer never writes here
-            self._write(RETRIED_NAME, line)
+            self._directory.append(RETRIED_NAME, line)
         except OSError as error:
             raise refusal(self._directory.path, error, "a disk that takes writes") from error
         finally:

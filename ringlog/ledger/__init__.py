@@ -2,7 +2,8 @@
 
 from ringlog.ledger.accounts import Accounts
 from ringlog.ledger.balance import Balance, LiveLane
+from ringlog.ledger.discards import Discard, Discards
 from ringlog.ledger.entries import Term
-from ringlog.ledger.ledger import Ledger
+from ringlog.ledger.ledger import Ledger, read_accounts
 
-__all__ = ["Accounts", "Balance", "Ledger", "LiveLane", "Term"]
+__all__ = ["Accounts", "Balance", "Discard", "Discards", "Ledger", "LiveLane", "Term", "read_accounts"]

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ringlog.errors import SpoolUnusable
 from ringlog.ledger.balance import Balance, LiveLane
-from ringlog.ledger.entries import VERSION, Closed, Entry, Heads, LaneEntry, Recorded, Retired, Term, Version, from_line
+from ringlog.ledger.entries import (
+    VERSIONS_READ,
+    Closed,
+    Entry,
+    Heads,
+    LaneEntry,
+    Recorded,
+    Retired,
+    Term,
+    Version,
+    from_line,
+)
 from ringlog.spans import SeqSet, Span
+
+SETTLED_BY_HAND = (Term.QUARANTINED, Term.DEAD_LETTERS)
+RETIRED_LANE = 0  # in marks: records of lanes that are over and no longer listed; no lane has this number
 
 
 class LaneAccount:
@@ -46,8 +60,8 @@ class LaneAccount:
     @property
     def is_settled(self) -> bool:
         """Whether nothing about this lane can change any more."""
-        waiting = self.sets.get(Term.SPOOLED) or self.sets.get(Term.DEAD_LETTERS)
-        return self.is_closed and not waiting and len(self.known()) == self.head
+        is_waiting = any(self.sets.get(term) for term in (Term.SPOOLED, Term.DEAD_LETTERS, Term.QUARANTINED))
+        return self.is_closed and not is_waiting and len(self.known()) == self.head
 
 
 class Accounts:
@@ -68,8 +82,9 @@ class Accounts:
         lines = content.split(b"\n")
         for number, line in enumerate(lines):
             entry = from_line(line) if line else None
-            if isinstance(entry, Version) and entry.version != VERSION:
-                raise SpoolUnusable(f"{path}: got version {entry.version}, wanted {VERSION}; it is left as it is")
+            if isinstance(entry, Version) and entry.version not in VERSIONS_READ:
+                wanted = " or ".join(map(str, VERSIONS_READ))
+                raise SpoolUnusable(f"{path}: got version {entry.version}, wanted {wanted}; it is left as it is")
             if entry is not None:
                 self.apply(entry)
             elif line and number < len(lines) - 1:  # the last may be torn by a crash: it was never relied on
@@ -119,6 +134,31 @@ class Accounts:
             lane for lane, account in self.lanes.items() if account.boot_id != self.boot_id and not account.is_closed
         ]
         return {lane: self.lose(lane) for lane in over}
+
+    def to_discard(self, table: str, spans: Iterable[Span], terms: Iterable[Term] = SETTLED_BY_HAND) -> list[Span]:
+        """Those of `spans` that are in quarantine or dead letters now (or have one of `terms`)."""
+        found = []
+        for lane, first_seq, rows in spans:
+            if lane == RETIRED_LANE:
+                there = self.retired.get(table, {}).get(Term.QUARANTINED, 0) if Term.QUARANTINED in terms else 0
+                found += [Span(lane, 0, min(rows, there))] if there else []
+            elif lane in self.lanes and self.lanes[lane].table == table:
+                for term in terms:
+                    parts = self.lanes[lane].sets.get(term, SeqSet()).within(first_seq, first_seq + rows)
+                    found += [Span(lane, start, end - start) for start, end in parts]
+        return found
+
+    def discard(self, table: str, spans: Iterable[Span]) -> list[Span]:
+        """Gives up those of `spans` that are in quarantine or dead letters; returns them. May be repeated."""
+        given_up = self.to_discard(table, spans)
+        for lane, first_seq, rows in given_up:
+            if lane == RETIRED_LANE:
+                totals = self.retired[table]
+                totals[Term.QUARANTINED] -= rows
+                totals[Term.DISCARDED] = totals.get(Term.DISCARDED, 0) + rows
+            else:
+                self.lanes[lane].assign(Term.DISCARDED, first_seq, first_seq + rows)
+        return given_up
 
     def spans(self, term: Term, table: str) -> list[Span]:
         """The records of a table that have a term, as spans; lanes that are over and settled are not listed."""

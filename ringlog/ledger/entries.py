@@ -9,7 +9,8 @@ import msgspec
 from ringlog.disk import sealed, unsealed
 from ringlog.spans import Span
 
-VERSION = 1
+VERSION = 2
+VERSIONS_READ = (1, VERSION)  # version 1 had no DISCARDED
 
 
 class Term(enum.StrEnum):
@@ -21,6 +22,7 @@ class Term(enum.StrEnum):
     EXPIRED = "expired"
     QUARANTINED = "quarantined"
     LOST_AT_REBOOT = "lost_at_reboot"
+    DISCARDED = "discarded"  # it was in quarantine or a dead letter, until a person gave it up
 
 
 class Version(msgspec.Struct, tag="version", array_like=True):

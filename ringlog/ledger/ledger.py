@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from ringlog.disk import Directory, Reserve, close_quietly, refusal, write_all
-from ringlog.ledger.accounts import Accounts
+from ringlog.ledger.accounts import RETIRED_LANE, Accounts
 from ringlog.ledger.balance import Balance, LiveLane
+from ringlog.ledger.discards import Discard, Discards
 from ringlog.ledger.entries import (
     VERSION,
     Closed,
@@ -132,16 +133,30 @@ class Ledger:
         return destroyed
 
     def enter_retried(self, table: str, delivered: Iterable[Span]) -> None:
-        """Dead letters that a retry delivered become CONFIRMED; what is no dead letter here is left as it is."""
-        parts = [
-            Span(span.lane, start, end - start)
-            for span in delivered
-            if span.lane in self._accounts.lanes
-            for start, end in self._accounts.lanes[span.lane]
-            .sets.get(Term.DEAD_LETTERS, SeqSet())
-            .within(span.first_seq, span.first_seq + span.rows)
-        ]
+        """Dead letters that a retry delivered become CONFIRMED; what is no dead letter here is left as it is.
+
+        So do those that were discarded while the retry was under way: they are in QuestDB.
+        """
+        parts = self._accounts.to_discard(table, delivered, (Term.DEAD_LETTERS, Term.DISCARDED))
         self.record(Term.CONFIRMED, table, parts)
+
+    def enter_discarded(self, marks: Iterable[Discard]) -> int:
+        """Enters durably what a person gave up, once however often it is entered; returns how many records."""
+        rows = 0
+        for mark in marks:
+            given_up = self._accounts.discard(mark.table, mark.spans)
+            rows += sum(span.rows for span in given_up)
+            self.record(Term.DISCARDED, mark.table, [span for span in given_up if span.lane != RETIRED_LANE])
+            if any(span.lane == RETIRED_LANE for span in given_up):
+                self._compact()  # totals have no entries of their own
+        if rows:
+            self.sync()
+        return rows
+
+    def rows(self, term: Term) -> int:
+        """How many records of all tables have a term, those of lanes that are no longer listed included."""
+        listed = sum(len(account.sets.get(term, ())) for account in self._accounts.lanes.values())
+        return listed + sum(rows.get(term, 0) for rows in self._accounts.retired.values())
 
     def spans(self, term: Term, table: str) -> list[Span]:
         """The records of a table that have a term, as spans; lanes that are over and settled are not listed."""
@@ -211,3 +226,16 @@ class Ledger:
         """Makes all durable and closes the file."""
         self.sync()
         self._give_up_file()
+
+
+def read_accounts(directory: Directory, boot_id: str) -> Accounts:
+    """What the ledger says, as another process than its writer sees it; `directory` is the spool's.
+
+    Raises SpoolUnusable (the ledger's version).
+    """
+    accounts = Accounts(boot_id)
+    accounts.load(directory.read(NAME) or b"", directory.path / NAME)
+    accounts.lose_other_boots()
+    for mark in Discards(directory).marks():
+        accounts.discard(mark.table, mark.spans)
+    return accounts

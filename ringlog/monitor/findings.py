@@ -12,6 +12,7 @@ from ringlog.errors import ConfigurationError, LaneError
 from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance, check_private
 from ringlog.lanes.segments import SegmentBlank
+from ringlog.monitor.accounting import records
 from ringlog.monitor.finding import Finding
 from ringlog.monitor.flight_record import flight_record
 from ringlog.monitor.snapshot import Observer
@@ -83,6 +84,7 @@ def diagnosed(settings: Settings, layouts: Sequence[RecordLayout], environ: Coll
         yield from _instance(settings)
     except LaneError as error:
         yield Finding("board", "fail", str(error), "stop producers and writer, and remove the board's segment")
+    yield from records(settings)
     yield from servers(settings, layouts, environ)
 
 

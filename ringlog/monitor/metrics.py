@@ -62,9 +62,12 @@ def _writer(snapshot: Snapshot) -> Iterator[Metric]:
         ("spooled", "Rows put into the spool."),
         ("replayed", "Rows delivered from the spool."),
         ("dead_letters", "Rows that the server refused."),
+        ("expired", "Rows that came after retention had cut their day."),
     )
     for name, text in counts:
         yield CounterMetricFamily(f"ringlog_writer_{name}", text, said[name])
+    quarantined = "Accepted records in quarantine that nobody has settled."
+    yield GaugeMetricFamily("ringlog_quarantined_records", quarantined, said.get("quarantined", 0))
     yield GaugeMetricFamily("ringlog_writer_resident_bytes", "Resident memory.", said["rss_bytes"])
     for name, text in (("tick", "Time between ticks"), ("write", "Time of a request")):
         family = GaugeMetricFamily(f"ringlog_writer_{name}_seconds", f"{text}, of ten minutes.", labels=["quantile"])

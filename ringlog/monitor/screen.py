@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
@@ -65,11 +67,16 @@ def _writer(snapshot: Snapshot) -> Panel:
         lines.append([
             f"{said['rows']:,} rows", f"[bold red]{errors}[/]" if said["errors"] else errors,
             f"{said['spooled']:,} spooled", f"{said['replayed']:,} replayed",
-            f"{said['dead_letters']:,} dead letters", f"{said['rss_bytes'] / 1e6:,.0f} MB",
+            f"{said['dead_letters']:,} dead letters", *_quarantined(said), f"{said['rss_bytes'] / 1e6:,.0f} MB",
         ])  # fmt: skip
     title = "writer" if writer.state == "running" else f"writer {_coloured(writer.state, writer.state.upper())}"
     body = "\n".join("  ·  ".join(facts) for facts in lines)
     return Panel(body, title=title, title_align="left", border_style="dim")
+
+
+def _quarantined(said: dict[str, Any]) -> list[str]:
+    rows = said.get("quarantined", 0)
+    return [f"[bold red]{rows:,} in quarantine[/]"] if rows else []
 
 
 def _urgency(lane: LaneFigures) -> tuple[bool, bool, float, float]:

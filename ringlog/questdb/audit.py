@@ -63,7 +63,7 @@ def executed_cuts(connection: Connection) -> dict[str, int]:
 
     A table without one is left out. Raises ServerUnavailable, ServerRefused.
     """
-    rows = _asked(
+    rows = asked(
         connection,
         "SELECT table_name, max(cut)::long FROM retention_audit WHERE outcome = %s AND partition_name IS NULL",
         (EXECUTED,),
@@ -71,17 +71,13 @@ def executed_cuts(connection: Connection) -> dict[str, int]:
     return {table: cut for table, cut in rows if cut is not None}
 
 
-def rows_taken(connection: Connection) -> dict[str, int]:
-    """How many rows retention has taken from each table in all; what a run that died may have taken is counted too."""
-    dropped = _asked(
-        connection,
-        "SELECT table_name, sum(rows) FROM retention_audit WHERE outcome = %s AND partition_name IS NOT NULL",
-        (DROPPED,),
+def dropped(connection: Connection, table: str) -> list[tuple[int, str]]:
+    """Run and name of every partition that retention took from a table."""
+    sql = (
+        "SELECT run, partition_name FROM retention_audit "
+        "WHERE table_name = %s AND outcome = %s AND partition_name IS NOT NULL"
     )
-    taken = {table: int(rows or 0) for table, rows in dropped}
-    for entry in unresolved(connection):
-        taken[entry.table] = taken.get(entry.table, 0) + entry.rows
-    return taken
+    return [(run, name) for run, name in asked(connection, sql, (table, DROPPED))]
 
 
 def held_at(connection: Connection, table: str) -> int | None:
@@ -89,7 +85,7 @@ def held_at(connection: Connection, table: str) -> int | None:
 
     What a run wrote under a clock that was ahead does not count until then.
     """
-    rows = _asked(
+    rows = asked(
         connection,
         "SELECT outcome, timestamp::long FROM retention_audit WHERE table_name = %s AND partition_name IS NULL "
         "AND timestamp <= now() ORDER BY timestamp DESC LIMIT 1000",
@@ -109,7 +105,7 @@ def last_run_us(connection: Connection) -> int | None:
 
     What a run wrote under a clock that was ahead does not count: it would keep the next one from running until then.
     """
-    rows = _asked(
+    rows = asked(
         connection,
         "SELECT max(timestamp)::long FROM retention_audit WHERE partition_name IS NULL AND timestamp <= now()",
         (),
@@ -120,7 +116,7 @@ def last_run_us(connection: Connection) -> int | None:
 
 def unresolved(connection: Connection) -> list[AuditEntry]:
     """Partitions that were planned by a run that ended before it could say what became of them."""
-    rows = _asked(
+    rows = asked(
         connection,
         "SELECT run, table_name, partition_name, outcome, cut::long, rows, bytes, reason FROM retention_audit "
         "WHERE partition_name IS NOT NULL",
@@ -145,7 +141,8 @@ def unresolved(connection: Connection) -> list[AuditEntry]:
     return [entry for key, entry in planned.items() if key not in resolved]
 
 
-def _asked(connection: Connection, sql: str, parameters: Sequence[object]) -> list[Any]:
+def asked(connection: Connection, sql: str, parameters: Sequence[object]) -> list[Any]:
+    """The rows of a question about retention; none where its tables do not exist yet."""
     try:
         return connection.execute(sql, parameters)
     except QueryError as error:

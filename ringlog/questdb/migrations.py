@@ -12,10 +12,13 @@ from ringlog.questdb import tables, views
 from ringlog.questdb.audit import AUDIT_TABLE
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.rollups import ROLLUPS, Rollup
+from ringlog.questdb.taken import LANES_TABLE
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
 
 _logger = logging.getLogger(__name__)
+
+RETENTION_TABLES = (AUDIT_TABLE, LANES_TABLE)
 
 
 def script(table: str) -> str | None:
@@ -27,7 +30,7 @@ def script(table: str) -> str | None:
 def migrate(settings: Settings, layouts: Iterable[RecordLayout], *, check: bool = False) -> list[Migration]:
     """Makes missing tables, views and columns, verifies all; with `check` nothing is changed.
 
-    The views are those over the tables of `layouts`; the audit table of retention always belongs to it.
+    The views are those over the tables of `layouts`; the two tables of retention always belong to it.
 
     A table that differs in a way that cannot be mended safely is left as it is and reported, and the others go on.
     Raises ServerUnavailable, ServerRefused, ServerTooOld.
@@ -47,7 +50,7 @@ def migrate(settings: Settings, layouts: Iterable[RecordLayout], *, check: bool 
                     refilled.add(rollup.view)
                 if not view.problem and not (check and view.statements):
                     wanted.add(rollup.view)
-        return [*found, _migrated_audit(connection, check)]
+        return [*found, *_migrated_retention(connection, check)]
     finally:
         connection.close()
 
@@ -79,13 +82,20 @@ def _migrated_view(connection: Connection, rollup: Rollup, check: bool, *, is_re
     return migration
 
 
-def _migrated_audit(connection: Connection, check: bool) -> Migration:
-    migration = Migration("questdb", AUDIT_TABLE)
-    if AUDIT_TABLE not in tables.statuses(connection):
-        migration.statements = [script(AUDIT_TABLE) or ""]
-        if not check:
-            _apply(connection, AUDIT_TABLE, migration.statements)
-    return migration
+def _migrated_retention(connection: Connection, check: bool) -> list[Migration]:
+    there = tables.statuses(connection)
+    migrations = [Migration("questdb", table) for table in RETENTION_TABLES]
+    for migration in migrations:
+        if migration.name not in there:
+            migration.statements = [script(migration.name) or ""]
+            if not check:
+                _apply(connection, migration.name, migration.statements)
+    return migrations
+
+
+def make_retention_tables(connection: Connection) -> None:
+    """Makes what retention writes into where `ringlog migrate` has not run since: a cut must not fail for that."""
+    _migrated_retention(connection, check=False)
 
 
 def _apply(connection: Connection, name: str, statements: list[str]) -> None:

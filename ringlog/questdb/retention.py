@@ -25,10 +25,11 @@ import psutil
 import stamina
 
 from ringlog.errors import ConfigurationError, RetentionRunning, RinglogError, ServerError
-from ringlog.questdb import audit
+from ringlog.questdb import audit, taken
 from ringlog.questdb.audit import AuditEntry
 from ringlog.questdb.conf import client_conf
 from ringlog.questdb.connection import Connection
+from ringlog.questdb.migrations import make_retention_tables
 from ringlog.questdb.tables import KEYS, columns, quoted
 from ringlog.records.declaration import IDENTIFIER
 from ringlog.settings import Settings
@@ -47,6 +48,7 @@ DAYS_AT_ONCE = 2
 HELD_US = 20 * HOUR_US
 ATTEMPTS = 3
 APPLY_TIMEOUT_S = 60.0
+COUNTS_MAX = 3  # of one table in a run, while late records still come into the days that go
 _POLL_S = 0.02
 _OWN_TTL = "own TTL "  # begins the reason of a plan that needs one of ours for a moment
 
@@ -163,6 +165,7 @@ class Retention:
         with contextlib.ExitStack() as stack:
             if not dry_run:
                 stack.enter_context(_only_run(self._settings))
+                make_retention_tables(self._connection)
                 self._resolve(self._targets())
             now_us, targets = self._now_us(), self._targets()
             report = Report(run=now_us, cut_us=self._cut_us(now_us), dry_run=dry_run, tables=[])
@@ -215,14 +218,16 @@ class Retention:
             gone, kept = due, list[Partition]()
         else:
             if not planned:
+                due = self._counted(target, due, report)
                 self._audit(target, due, audit.PLANNED, report, _OWN_TTL + target.ttl if target.needs_ttl else None)
+                self._wait_applied(audit.AUDIT_TABLE, "the plan")  # whoever misses the rows finds who took them
                 planned += due
             # An attempt that failed may have dropped all, or have left its TTL.
             if target.needs_ttl or {partition.name for partition in there} & {partition.name for partition in due}:
                 self._remove(target, report.cut_us, report.run)
-            left = {partition.name for partition in self._partitions(target)}
-            gone = [partition for partition in due if partition.name not in left]
-            kept = [partition for partition in due if partition.name in left]
+            left = self._days_there(target, due, report)
+            gone = [partition for partition in due if partition.day_us not in left]
+            kept = [partition for partition in due if partition.day_us in left]
             self._audit(target, gone, audit.DROPPED, report)
             if kept:
                 found.reason = "the newest row is too old for a TTL to act: the rest goes once a newer row is stored"
@@ -230,6 +235,32 @@ class Retention:
         found.partitions = [partition.name for partition in gone]
         found.rows, found.bytes = sum(p.rows for p in gone), sum(p.bytes for p in gone)
         return found
+
+    def _counted(self, target: Target, due: list[Partition], report: Report) -> list[Partition]:
+        """The partitions that go, once the records in them are written down by lane; of views nothing is.
+
+        Counted again while late records still come in. What comes after the last count goes uncounted, and an audit
+        misses it: of a day that was to go, in the moment between count and cut.
+        """
+        if target.is_view:
+            return due
+        for _ in range(COUNTS_MAX):
+            rows = sum(partition.rows for partition in due)
+            found = taken.count(self._connection, target.name, report.cut_us)
+            due = [partition for partition in self._partitions(target) if partition.day_us < report.cut_us]
+            if sum(partition.rows for partition in due) == rows:
+                break
+        taken.write(self._connection, report.run, target.name, found)
+        self._wait_applied(taken.LANES_TABLE, "the count by lane")
+        return due
+
+    def _days_there(self, target: Target, due: list[Partition], report: Report) -> set[int]:
+        """Of the days that are due, those that did not go."""
+        entries = [
+            AuditEntry(run=report.run, table=target.name, outcome="", cut_us=0, partition=p.name, rows=p.rows)
+            for p in due
+        ]
+        return {day for _, day in taken.days_there(taken.partition_rows(self._connection, target.name), entries)}
 
     def _held(self, target: Target, due: list[Partition], report: Report, all_days: bool) -> str:
         days = (report.cut_us - min(partition.day_us for partition in due)) // DAY_US
@@ -351,15 +382,22 @@ class Retention:
     def _resolve(self, targets: list[Target]) -> None:
         """Puts back the TTLs that an interrupted run had changed, and writes what became of what it had planned."""
         by_name = {target.name: target for target in targets}
-        for entry in audit.unresolved(self._connection):
+        unresolved = audit.unresolved(self._connection)
+        there = {
+            table: taken.days_there(
+                taken.partition_rows(self._connection, table), [entry for entry in unresolved if entry.table == table]
+            )
+            for table in {entry.table for entry in unresolved}
+        }
+        for entry in unresolved:
             target = by_name.get(entry.table)
             reason = entry.reason or ""
             own_ttl = reason.removeprefix(_OWN_TTL)
             if target is not None and reason.startswith(_OWN_TTL) and target.ttl != own_ttl:
                 self._set_ttl(target, own_ttl)
                 by_name[entry.table] = target._replace(ttl=own_ttl)
-            there = target is not None and entry.partition in {p.name for p in self._partitions(target)}
-            outcome = audit.KEPT if there else audit.DROPPED
+            is_there = (entry.run, taken.day_of(entry.partition or "")) in there[entry.table]
+            outcome = audit.KEPT if is_there else audit.DROPPED
             reason = "found by a later run: the one that planned it was interrupted"
             audit.write(self._connection, [msgspec.structs.replace(entry, outcome=outcome, reason=reason)])
 

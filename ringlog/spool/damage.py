@@ -6,15 +6,20 @@ import enum
 
 import msgspec
 
+from ringlog.records import RecordLayout
 from ringlog.spans import Span
 
 
 class DamageKind(enum.StrEnum):
-    """What was found: CORRUPT bytes inside a file, a TORN end of one, or MISSING records between two frames."""
+    """What was found: CORRUPT bytes inside a file, a TORN end of one, or MISSING records between two frames.
+
+    Of a lane: SLOTS that append could not have written; they may have come through the spool.
+    """
 
     CORRUPT = "corrupt"
     TORN = "torn"
     MISSING = "missing"
+    SLOTS = "slots"
 
 
 class Damage(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,3 +38,4 @@ class Damage(msgspec.Struct, frozen=True, kw_only=True):
     spans: tuple[Span, ...]
     rows: int | None
     kept: str  # the file that holds the broken bytes; empty for missing records
+    layout: RecordLayout | None = None  # what the bytes are slots of, where that is known

@@ -174,6 +174,7 @@ class Reader:
             spans=header.spans if header else (),
             rows=header.rows if header else None,
             kept=self._quarantine.keep(self.table, file, self._offset, length),
+            layout=file.layout,
         )
 
     def _count_lost(self, file: SpoolFile | None, row: int, damages: list[Damage]) -> None:

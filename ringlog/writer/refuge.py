@@ -81,7 +81,7 @@ class Refuge:
         self.spool = spool
         self._ledger = ledger
         self._letters_directory = spool.directory.subdirectory("dead_letters")
-        self._letters = DeadLetters(self._letters_directory, spool.reserve)
+        self.letters = DeadLetters(self._letters_directory, spool.reserve)
         self.dead_letters = 0
         self._corrupt: set[tuple[int, int]] = set()
         self.spooled_rows = 0
@@ -98,8 +98,6 @@ class Refuge:
         self._refused = self._took = False  # since the last look
         for span in ledger.reconcile(spool.spans()):
             logger.error("spool cannot give lane=%016x seq=%d rows=%d: destroyed", span.lane, span.first_seq, span.rows)
-        for table, delivered in self._letters.delivered_spans().items():
-            ledger.enter_retried(table, delivered)
 
     @property
     def rows_max(self) -> int:
@@ -284,7 +282,7 @@ class Refuge:
             return
         slots = [next(_slot(run, row.seq, layout.slot_bytes) for run in runs if _holds(run, row)) for row in refused]
         letters = [Refused(row.lane, row.seq, row.reason, slot) for row, slot in zip(refused, slots, strict=True)]
-        self.dead_letters += self._letters.keep(layout, letters)
+        self.dead_letters += self.letters.keep(layout, letters)
         spans = [Span(row.lane, row.seq, 1) for row in refused]
         self._ledger.record(Term.DEAD_LETTERS, layout.table, spans, durable=True)
         logger.error("dead letters table=%s rows=%d first reason: %s", layout.table, len(refused), refused[0].reason)
@@ -299,8 +297,8 @@ class Refuge:
             for _, run in itertools.groupby(enumerate(new), lambda item: (item[1].lane, item[1].seq - item[0])):
                 slots = [slot for _, slot in run]
                 lane, seq, rows = slots[0].lane, slots[0].seq, len(slots)
-                kept = self.spool.quarantine.keep_text(
-                    f"slots-{lane:016x}-{seq}-{rows}", b"".join(slot.slot for slot in slots)
+                kept = self.spool.quarantine.keep_slots(
+                    layout, Span(lane, seq, rows), b"".join(slot.slot for slot in slots)
                 )
                 self._corrupt.update((slot.lane, slot.seq) for slot in slots)
                 logger.error("lane=%016x seq=%d rows=%d corrupt slots, not sent, kept=%s", lane, seq, rows, kept)

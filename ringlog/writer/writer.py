@@ -29,6 +29,7 @@ from ringlog.writer.drain import Drain
 from ringlog.writer.part import Part
 from ringlog.writer.refuge import Refuge
 from ringlog.writer.reload import changes, taken_over
+from ringlog.writer.settlements import Settlements
 from ringlog.writer.statistics import Statistics
 from ringlog.writer.supervisor import Supervisor
 from ringlog.writer.watches import new_pressure, reason_of, relimit, watch_memory
@@ -88,6 +89,8 @@ class Writer:
         self._ledger = Ledger(spool.directory, spool.reserve, boot_id())
         self._refuge = Refuge(spool, self._ledger, settings.batch_rows_max, mirror)
         self._pressure = new_pressure(settings)
+        self._settlements = Settlements(self._ledger, spool.directory, self._refuge.letters, self._pressure.alert)
+        self._settlements.look()
         self._is_loaded = False
         self._drains: dict[RecordLayout, Drain] = {}
         # No threading.Event: its lock is held for moments of each wait, and a handler that sets it then waits for ever.
@@ -163,6 +166,7 @@ class Writer:
         if now >= self._status_at:
             self._status_at = now + STATUS_INTERVAL_SECONDS
             self._see_heads()
+            self._settlements.look()
             if self._is_loaded:  # so that the first one says what size it is at rest
                 self._publish_status()
         self._supervisor.alive()
@@ -186,6 +190,7 @@ class Writer:
             "dead_letters": self._refuge.dead_letters,
             "expired": self._refuge.expired_rows,
             "corrupt": self._refuge.corrupt,
+            "quarantined": self._settlements.quarantined_rows,
             "board": self._board.reason.name.lower(),
             "alerts": {resource.value: count for resource, count in self._pressure.alerts.items()},
             **self.statistics.summary(),

@@ -27,6 +27,7 @@ from ringlog.lanes.instance import Instance, boot_id
 from ringlog.lanes.readers import LaneReader
 from ringlog.lanes.segments import unlink_segment
 from ringlog.ledger import Ledger, Term
+from ringlog.questdb.migrations import script
 from ringlog.records import layout_of
 from ringlog.spans import Span
 
@@ -213,23 +214,34 @@ def test_rows_of_others_are_counted_apart(path: WholePath) -> None:
 
 
 def test_what_retention_took_is_no_loss(path: WholePath) -> None:
-    """Rows that went with a partition that retention's own audit names are not lost, and counted."""
+    """Findings 14, 15: rows that retention counted in their lane are not lost, and named; rows that it took from the
+    table without saying whose are, and so are those of a day that it did not take."""
     lane = deliver(path, days=3)
-    path.query(
-        "create table if not exists retention_audit (timestamp timestamp, run long, table_name symbol, "
-        "partition_name varchar, outcome symbol, cut timestamp, rows long, bytes long, reason varchar, "
-        "disk_free_bytes_before long, disk_free_bytes_after long) timestamp(timestamp) partition by day wal"
-    )
+    path.query(script("retention_audit") or "")
+    path.query(script("retention_lanes") or "")
     path.query(f"alter table {TABLE} drop partition list '2026-01-01'")
     eventually(lambda: path.stored() == 200, "the partition to go")
-    assert only_difference(path.proof()) == (Kind.LOST, Place.QUESTDB, f"{lane:016x}", 0, 99)
-    path.query(
-        "insert into retention_audit (timestamp, run, table_name, partition_name, outcome, cut, rows, bytes) "
-        f"values (now(), 1, '{TABLE}', '2026-01-01', 'dropped', {START_US + DAY_US}, 100, 1)"
-    )
-    eventually(lambda: path.proof().is_exact, "the audit row to be seen")
-    assert path.proof().tables[TABLE].taken_by_retention == 100
+    lost = (Kind.LOST, Place.QUESTDB, f"{lane:016x}", 0, 99)
+    assert only_difference(path.proof()) == lost
+    for run in (1, 2):
+        path.query(
+            "insert into retention_audit (timestamp, run, table_name, partition_name, outcome, cut, rows, bytes) "
+            f"values (now(), {run}, '{TABLE}', '2026-01-01', 'dropped', {START_US + DAY_US}, 100, 1)"
+        )
+    lanes = "insert into retention_lanes (timestamp, table_name, day, lane, first_seq, last_seq, rows) values"
+    path.query(f"{lanes} (2, '{TABLE}', {START_US}, {lane + 1}, 0, 99, 100)")  # of another host
+    path.query(f"{lanes} (3, '{TABLE}', {START_US}, {lane}, 0, 99, 100)")  # by a run that dropped nothing
+    path.query(f"{lanes} (2, '{TABLE}', {START_US + DAY_US}, {lane}, 0, 99, 100)")  # a day that it did not drop
+    for table, rows in (("retention_audit", 2), ("retention_lanes", 3)):
+        eventually(lambda: path.query(f"select count() from {table}") == [(rows,)], "the rows")  # noqa: B023
+    assert only_difference(path.proof()) == lost
+    path.query(f"{lanes} (2, '{TABLE}', {START_US}, {lane}, 0, 98, 99)")
+    eventually(lambda: path.proof().tables[TABLE].taken_by_retention == 99, "the count to be seen")
+    report = path.proof()
+    assert only_difference(report) == (Kind.LOST, Place.QUESTDB, f"{lane:016x}", 99, 99)
+    assert [(each.first_seq, each.last_seq) for each in report.taken_by_retention] == [(0, 98)]
     path.query("drop table retention_audit")
+    path.query("drop table retention_lanes")
 
 
 def test_a_server_that_cannot_be_asked(path: WholePath) -> None:

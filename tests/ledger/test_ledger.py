@@ -56,6 +56,7 @@ def test_the_equation_holds_at_every_moment(tmp_path: Path) -> None:
         Term.EXPIRED: 20,
         Term.QUARANTINED: 10,
         Term.LOST_AT_REBOOT: 0,
+        Term.DISCARDED: 0,
     }
 
 

@@ -46,7 +46,7 @@ def test_every_sql_file_is_applied_by_a_migration() -> None:
         file.name.removesuffix(".sql"): file.read_text() for file in folder.iterdir() if file.name != "__pycache__"
     }
     record_tables = {record_type.__table__ for record_type in PLATFORM_RECORDS}
-    assert set(files) == record_tables | {rollup.view for rollup in ROLLUPS} | {migrations.AUDIT_TABLE}
+    assert set(files) == record_tables | {rollup.view for rollup in ROLLUPS} | {*migrations.RETENTION_TABLES}
     for table in record_tables:
         assert all("--" in line for line in files[table].splitlines() if line.startswith("    "))
 
@@ -54,11 +54,15 @@ def test_every_sql_file_is_applied_by_a_migration() -> None:
 def test_a_migration_makes_what_is_missing_once(own_settings: Settings, own_sink: QuestdbSink) -> None:
     """On an empty server everything built in is made from its file; a second run finds nothing to do."""
     layouts = [layout_of(record_type) for record_type in PLATFORM_RECORDS]
-    for name in (*(rollup.view for rollup in ROLLUPS), *(layout.table for layout in layouts), migrations.AUDIT_TABLE):
-        kind = "materialized view" if name in {rollup.view for rollup in ROLLUPS} else "table"
+    views = [rollup.view for rollup in ROLLUPS]
+    for name in (*views, *(layout.table for layout in layouts), *migrations.RETENTION_TABLES):
+        kind = "materialized view" if name in views else "table"
         own_sink.connection.execute(f'drop {kind} if exists "{name}"')
     checked = migrations.migrate(own_settings, layouts, check=True)
-    assert {migration.name for migration in checked} == {*(layout.table for layout in layouts), migrations.AUDIT_TABLE}
+    assert {migration.name for migration in checked} == {
+        *(layout.table for layout in layouts),
+        *migrations.RETENTION_TABLES,
+    }
     assert all(len(migration.statements) == 1 and not migration.problem for migration in checked)
     assert not set(tables.statuses(own_sink.connection)) & {migration.name for migration in checked}
     made = migrations.migrate(own_settings, layouts)
