@@ -132,6 +132,7 @@ class LaneDirectory:
         self._boot_id = boot_id()
         self._linger_seconds = instance.settings.lane_linger_ms / 1000
         self._standing_since: dict[int, tuple[int, float]] = {}
+        self._stuck: set[int] = set()  # lanes that could not be removed, and the log said so
         self.lanes: dict[int, LaneReader] = {}
         self.refused: dict[int, str] = {}
         self.absent: dict[int, tuple[Card, Absent]] = {}
@@ -171,9 +172,10 @@ class LaneDirectory:
 
     def _miss(self, card: Card, *, blank: bool = False) -> None:
         reason = Absent.REBOOTED if card.boot_id != self._boot_id else Absent.UNCLAIMED if blank else Absent.UNLINKED
-        self.absent[card.lane] = (card, reason)
-        logger.warning("lane=%016x of %s is gone: %s", card.lane, card.record, reason.value)
-        self._on_absent(card, reason)
+        if card.lane not in self.absent:  # else its card could not be removed at the last look
+            self.absent[card.lane] = (card, reason)
+            logger.warning("lane=%016x of %s is gone: %s", card.lane, card.record, reason.value)
+            self._on_absent(card, reason)
         self._remove(card)
 
     def adopt(self) -> None:
@@ -191,23 +193,29 @@ class LaneDirectory:
             if known != head:
                 self._standing_since[lane] = (head, now)
             elif head == reader.tail and (state == LaneState.CLOSED or now - since >= self._linger_seconds):
-                if not self._on_empty(reader.card, head):
+                # Kept where it cannot be removed: its card would have it attached and adopted anew.
+                if not self._on_empty(reader.card, head) or not self._remove(reader.card):
                     continue
                 reader.close()
                 del self.lanes[lane]
                 del self._standing_since[lane]
-                self._remove(reader.card)
                 logger.info("lane=%016x removed accepted=%d", lane, head)
 
-    def _remove(self, card: Card) -> None:
+    def _remove(self, card: Card) -> bool:
+        """Unlinks a lane's segment, then its lock file and its card; False, and logged once, where that failed."""
         try:
             # Hardly waited for: whoever holds it may be stopped, and the other lanes would fill meanwhile.
             with claims_lock(self._instance, REMOVE_TIMEOUT_SECONDS):
                 unlink_segment(card.segment)
                 self._instance.lock_path(card.lane).unlink(missing_ok=True)
                 self._instance.card_path(card.lane).unlink(missing_ok=True)
-        except LaneError as error:
-            logger.warning("lane=%016x could not be removed yet: %s", card.lane, error)
+        except (LaneError, OSError) as error:
+            if card.lane not in self._stuck:
+                self._stuck.add(card.lane)
+                logger.warning("lane=%016x could not be removed yet, tried again: %s", card.lane, error)
+            return False
+        self._stuck.discard(card.lane)
+        return True
 
     def close(self) -> None:
         for reader in self.lanes.values():
