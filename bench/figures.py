@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ringlog.cli import keep_logs_off_stdout
+from ringlog.cli import quiet_libraries
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -89,7 +89,7 @@ def main(run: Callable[[bool], Result]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes; the figures then mean little")
     arguments = parser.parse_args()
-    keep_logs_off_stdout()
+    quiet_libraries()
     show(run(arguments.tiny), as_json=arguments.json)
 
 

@@ -30,7 +30,7 @@ from bench.figures import Result, percentiles, show
 from bench.producers import TYPES, AppendTimes, Load, producing
 from bench.samples import Sample, figures, plot
 from bench.stack import connect, count, fresh, lanes, server, wait_for, writer
-from ringlog.cli import keep_logs_off_stdout
+from ringlog.cli import quiet_libraries
 from ringlog.lanes.board import Board
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.views import LaneView
@@ -164,7 +164,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT, help=f"where samples, report and plot go ({OUT})")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     given = parser.parse_args()
-    keep_logs_off_stdout()
+    quiet_libraries()
     is_stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: is_stopped.set())

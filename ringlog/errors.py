@@ -30,6 +30,12 @@ A full lane is no error: `append()` returns False.
 """
 
 
+def one_line(error: object) -> str:
+    """What a client library says, as a part of one line: without the questions that libpq asks below its errors."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if not line.startswith("\t")]
+    return "; ".join(filter(None, lines)).removeprefix("connection failed: ") or type(error).__name__
+
+
 class RinglogError(Exception):
     """The root of all errors that ringlog raises on purpose."""
 

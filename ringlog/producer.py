@@ -16,6 +16,7 @@ from ringlog.lanes.board import Board
 from ringlog.lanes.claims import CLAIM_TIMEOUT_SECONDS, BudgetExhausted, Card, OwnedLane, claim, open_board
 from ringlog.lanes.instance import Instance
 from ringlog.layout import BOARD_REFUSE_OFFSET, TAIL_OFFSET, BoardReason, Refused, refusals_by_name
+from ringlog.naming import did_you_mean
 from ringlog.records import (
     PLATFORM_RECORDS,
     TIMESTAMP,
@@ -70,8 +71,8 @@ class Appender:
         """
         for name in presets:
             if name not in self._names or name == TIMESTAMP:
-                wanted = ", ".join(self._names[:-1])
-                raise RecordTypeError(f"{self.layout.name} bind: got field {name!r}, wanted one of {wanted}")
+                wanted, hint = ", ".join(self._names[:-1]), did_you_mean(name, self._names[:-1])
+                raise RecordTypeError(f"{self.layout.name} bind: got field {name!r}, wanted one of {wanted}{hint}")
         return new_appender(self._ring, presets, self._defaults)
 
     def append_many(self, rows: NDArray[Any]) -> int:

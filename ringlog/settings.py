@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from ringlog.errors import ConfigurationError
+from ringlog.naming import nearest
 
 PREFIX = "RINGLOG_"
 Tls = Literal["auto", "on", "off"]  # auto: on, verified, unless the server is on this machine
@@ -254,14 +255,18 @@ def _values(environ: Mapping[str, str]) -> dict[str, Any]:
         if name.endswith("_file") and name.removesuffix("_file") in fields:
             name, text = name.removesuffix("_file"), _read_secret(variable, text)
         if name not in fields:
-            raise ConfigurationError(f"{variable}: got an unknown option, wanted one of {_options(fields)}")
+            raise ConfigurationError(_unknown(variable, fields))
         values[name] = _converted(variable, text, fields[name].type)
     values.setdefault("questdb_client_conf", Secret(environ.get("QDB_CLIENT_CONF", "")))
     return values
 
 
-def _options(fields: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(PREFIX + name.upper() for name in fields))
+def _unknown(variable: str, fields: Mapping[str, Any]) -> str:
+    files = [f"{name}_file" for name, field in fields.items() if field.type is Secret]
+    others = [name.removeprefix(PREFIX) for name in NOT_SETTINGS]
+    near = nearest(variable.removeprefix(PREFIX), [*(name.upper() for name in (*fields, *files)), *others])
+    hint = f", did you mean {PREFIX}{near}?" if near else ": docs/operations.md lists all options"
+    return f"{variable}: got an unknown option{hint}"
 
 
 def _read_secret(variable: str, path: str) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringlog.errors import RecordTypeError, RecordValueError
+from ringlog.naming import did_you_mean
 from ringlog.records import TIMESTAMP, Field, Kind, RecordLayout
 from ringlog.records.fields import NULL_LENGTH, NULL_LONG
 
@@ -52,7 +53,8 @@ class Coercion:
         positional = set(wanted[:given])
         for name in names or ():
             if name not in wanted:
-                raise RecordTypeError(f"{call}: got unknown field {name!r}, wanted one of {', '.join(wanted)}")
+                hint = did_you_mean(name, wanted)
+                raise RecordTypeError(f"{call}: got unknown field {name!r}, wanted one of {', '.join(wanted)}{hint}")
             if name in positional:
                 raise RecordTypeError(f"{call}: got {name!r} twice, by position and by name, wanted it once")
         passed = positional | set(names or ())

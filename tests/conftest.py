@@ -14,7 +14,7 @@ import parts
 import pytest
 from parts import TIERS
 
-from ringlog.cli import keep_logs_off_stdout
+from ringlog.cli import quiet_libraries
 from ringlog.lanes.claims import cards
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.segments import unlink_segment
@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A server of the tests lives for minutes: without the second compiler its start takes 4 s of CPU instead of 7.
     os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
     # The first retry would make a logger on whatever stdout is then, also one that a test soon closes.
-    keep_logs_off_stdout()
+    quiet_libraries()
     # Timings are no matter of tests; and a commit passes the fast tier or does not: new examples are for the slow one.
     hypothesis.settings.register_profile("ringlog", deadline=None, derandomize=not config.getoption("--slow"))
     hypothesis.settings.load_profile("ringlog")

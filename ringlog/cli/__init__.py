@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from ringlog import __version__
 from ringlog.errors import RinglogError
+from ringlog.naming import did_you_mean
 
 FAILED = 1
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -52,11 +55,11 @@ class LazyGroup(click.Group):
     def list_commands(self, _: click.Context) -> list[str]:
         return sorted(COMMANDS)
 
-    def get_command(self, _: click.Context, name: str) -> click.Command | None:
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
-            return None
-        if name != "writer":  # which logs to stdout, and must not lose a tenth of a second before it reads lanes
-            keep_logs_off_stdout()  # here, so that --help does not load what it needs
+            hint = did_you_mean(name, COMMANDS, ": `ringlog --help` lists all")
+            raise click.UsageError(f"got no command {name!r}{hint}", context)
+        quiet_libraries()  # here, so that --help does not load what it needs
         module, attribute = COMMANDS[name][0].split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
@@ -85,12 +88,27 @@ def ringlog() -> None:
     """Records from latency-sensitive processes into QuestDB, exactly once, without making them wait."""
 
 
-def keep_logs_off_stdout() -> None:
-    """stamina logs its retries through structlog wherever that is installed, and structlog prints to stdout."""
+def quiet_libraries() -> None:
+    """What libraries log of each try is not for a user: the error of the last one says what happened and what to do.
+
+    stamina logs its retries through structlog wherever that is installed, and structlog prints to stdout.
+    """
+    for name in ("stamina", "psycopg"):
+        logging.getLogger(name).propagate = False
+        logging.getLogger(name).addHandler(logging.NullHandler())
     if importlib.util.find_spec("structlog") is not None:
         structlog = importlib.import_module("structlog")
-        # Asked for each line: the stderr of now may be closed by then.
-        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+
+        def drop_retries(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
+            if event.get("event") == "stamina.retry_scheduled":
+                raise structlog.DropEvent
+            return event
+
+        # The stream is asked for at each line: the stderr of now may be closed by then.
+        structlog.configure(
+            processors=[drop_retries, *structlog.get_config()["processors"]],
+            logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

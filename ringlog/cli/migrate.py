@@ -12,8 +12,9 @@ import click
 import msgspec
 
 from ringlog.cli import FAILED
-from ringlog.errors import ConfigurationError, RinglogError
+from ringlog.errors import RinglogError
 from ringlog.migration import Migration
+from ringlog.naming import did_you_mean
 from ringlog.records import PLATFORM_RECORDS, Record, layout_of
 from ringlog.settings import PREFIX, Settings, variable_names
 
@@ -49,18 +50,21 @@ def migrate(check: bool, only: str | None, names: tuple[str, ...], as_json: bool
 
 
 def record_named(name: str) -> type[Record]:
-    """The record type at `module:Class`, also in the working directory; ConfigurationError if there is none."""
+    """The record type at `module:Class`, also in the working directory; wrong usage if there is none."""
     module_name, _, class_name = name.partition(":")
     wanted = "--record: got {!r}, wanted package.module:Class of a ringlog.records.Record ({})"
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(wanted.format(name, error)) from None
+    except AttributeError as error:
+        classes = [each for each, value in vars(sys.modules[module_name]).items() if isinstance(value, type)]
+        raise click.UsageError(wanted.format(name, error) + did_you_mean(class_name, classes)) from None
+    except (ImportError, ValueError) as error:
+        raise click.UsageError(wanted.format(name, error)) from None
     finally:
         sys.path.pop(0)
     if not (isinstance(found, type) and issubclass(found, Record)):
-        raise ConfigurationError(wanted.format(name, f"it is {found!r}"))
+        raise click.UsageError(wanted.format(name, f"it is {found!r}"))
     return found
 
 

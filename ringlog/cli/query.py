@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ringlog.errors import QueryError
 from ringlog.questdb.filters import DURATION_US_MAX, LIMIT_MAX
 from ringlog.questdb.queries import Queries
 from ringlog.questdb.results import Result
+from ringlog.records import Trade, layout_of
 from ringlog.settings import Settings
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
@@ -53,6 +55,12 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return seconds
 
 
+def choice_option(flag: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option that takes what the field of a trade may have, and no other text."""
+    choices = layout_of(Trade).field(flag.removeprefix("--").replace("-", "_")).choices
+    return click.option(flag, type=click.Choice(list(map(str, choices))))
+
+
 @click.command()
 @click.argument("sql")
 @format_option
@@ -67,10 +75,10 @@ def query(sql: str, as_format: str, as_json: bool, output: Path | None, timeout_
 
 @click.command()
 @click.option("--trader", "trader_id", help="A trader's id.")
-@click.option("--mode", help="paper or live.")
-@click.option("--action", help="buy, sell or swap.")
+@choice_option("--mode")
+@choice_option("--action")
 @click.option("--token", help="Base or quote token.")
-@click.option("--mev-status", help="protected, at_risk or impacted.")
+@choice_option("--mev-status")
 @click.option("--start", type=click.DateTime(), help="From this time on (UTC).")
 @click.option("--end", type=click.DateTime(), help="Before this time (UTC).")
 @click.option("--limit", type=click.IntRange(1, LIMIT_MAX), default=20, show_default=True, help="Rows at most.")

@@ -13,7 +13,7 @@ import msgspec
 from ringlog.cli import FAILED, INTERRUPTED
 from ringlog.cli.migrate import record_named
 from ringlog.cli.number import UNLIMITED, Number
-from ringlog.errors import ConfigurationError
+from ringlog.naming import did_you_mean
 from ringlog.records import PLATFORM_RECORDS, Record
 from ringlog.settings import Settings
 
@@ -91,7 +91,11 @@ def _record(name: str) -> type[Record]:
         if name in (record.__name__, record.__table__):
             return record
     known = ", ".join(record.__name__ for record in PLATFORM_RECORDS)
-    raise ConfigurationError(f"--record: got {name!r}, wanted one of {known}, their tables, or MODULE:CLASS")
+    names = [each for record in PLATFORM_RECORDS for each in (record.__name__, record.__table__)]
+    raise click.BadParameter(
+        f"got {name!r}, wanted one of {known}, their tables, or MODULE:CLASS{did_you_mean(name, names)}",
+        param_hint="--record",
+    )
 
 
 def _summarise(outcome: Outcome) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ringlog.cli import FAILED
 from ringlog.servers.background import KINDS, Background
 from ringlog.servers.embedded import EmbeddedServer
 from ringlog.settings import PREFIX, Secret, Settings
+
+SIGNALLED = 128  # a shell reports a process that a signal ended by this and the signal's number
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 runtime_dir_option = click.option(
@@ -35,6 +38,7 @@ def up(servers: tuple[str, ...], data_dir: Path | None, runtime_dir: str | None,
     What runs already is left as it is; where it keeps its data elsewhere than --data-dir says, that is an error. The
     settings contain passwords.
     """
+    end_on_signals()
     background = Background(instance_dir(runtime_dir))
     found = background.up(servers or tuple(KINDS), data_dir and data_dir.absolute())
     if as_json:
@@ -83,6 +87,17 @@ def status(runtime_dir: str | None, as_json: bool) -> None:
         click.echo("\n".join(export_lines(found)))
     if not found or set(states.values()) != {"ready"}:
         raise click.exceptions.Exit(FAILED)
+
+
+def end_on_signals() -> None:
+    """SIGTERM and SIGHUP end this process as Ctrl-C does: servers that are still starting are stopped first."""
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(SIGNALLED + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, end)
 
 
 def instance_dir(flag: str | None) -> str:

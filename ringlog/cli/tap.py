@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
+from ringlog.errors import ConfigurationError
+from ringlog.naming import nearest
+from ringlog.records import PLATFORM_RECORDS, layout_of
 from ringlog.settings import Settings
+
+if TYPE_CHECKING:
+    from ringlog.monitor.rows import Condition
 
 POLL_SECONDS = 0.02
 runtime_dir_option = click.option("--runtime-dir", help="The instance's runtime directory (RINGLOG_RUNTIME_DIR).")
@@ -29,12 +35,12 @@ def tap(table: str, runtime_dir: str | None, count: int | None, conditions: tupl
     records it skipped (with --json as an object {"skipped": ...} in their place).
     """
     from ringlog.lanes.instance import Instance
-    from ringlog.monitor.rows import Condition
     from ringlog.monitor.tap import Tap, tables_of
 
     instance = Instance(Settings.from_environment(runtime_dir=runtime_dir))
+    _check_table(table, tables_of(instance))
     source = Tap(instance, table)
-    shown = _Shown(list(map(Condition, conditions)), count, as_json)
+    shown = _Shown(_conditions(table, conditions), count, as_json)
     try:
         is_waiting = False
         while not shown.is_done:
@@ -62,6 +68,30 @@ def tap(table: str, runtime_dir: str | None, count: int | None, conditions: tupl
     click.echo(f"ringlog tap: {shown.records} records shown, {shown.skipped} skipped", err=True)
 
 
+def _check_table(name: str, found: list[str]) -> None:
+    """Refuses a name that is most likely a mistyped one: its lanes would be waited for in vain."""
+    known = [*found, *(each for record in PLATFORM_RECORDS for each in (record.__table__, record.__name__))]
+    meant = nearest(name, known, near=0.8)
+    if name not in known and meant is not None:
+        later = "(a table of your own of that name can be tapped once it has a lane)"
+        raise click.UsageError(f"got no lane of {name!r}, did you mean {meant}? {later}")
+
+
+def _conditions(table: str, texts: tuple[str, ...]) -> list[Condition]:
+    """The conditions, held against the fields of a built-in type at once, of another with its first record."""
+    from ringlog.monitor.rows import Condition
+
+    layouts = [layout_of(record) for record in PLATFORM_RECORDS if table in (record.__table__, record.__name__)]
+    try:
+        found = [Condition(text) for text in texts]
+        for layout in layouts:
+            for condition in found:
+                condition.bind(layout)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from None
+    return found
+
+
 class _Shown:
     """Prints what was tapped, and counts it."""
 
@@ -81,7 +111,10 @@ class _Shown:
         from ringlog.monitor.rows import rows_of_columns
         from ringlog.monitor.tap import as_row
 
-        wanted = {condition.field: condition.bind(tapped.layout) for condition in self._conditions}
+        try:
+            wanted = {condition.field: condition.bind(tapped.layout) for condition in self._conditions}
+        except ConfigurationError as error:
+            raise click.UsageError(str(error)) from None
         if tapped.skipped or tapped.unreadable:
             self.skipped += tapped.skipped + tapped.unreadable
             self._print(as_row(tapped))

@@ -10,6 +10,7 @@ import msgspec
 
 from ringlog.columns import Column, to_list
 from ringlog.errors import ConfigurationError
+from ringlog.naming import did_you_mean
 from ringlog.records import LANE, SEQ, TIMESTAMP, Field, Kind, RecordLayout
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -41,7 +42,7 @@ class Condition:
         """The value to compare with. Raises ConfigurationError where there is no such field, or of another type."""
         fields = {field.name: field for field in layout.fields}
         if self.field not in fields:
-            wanted = ", ".join(fields)
+            wanted = ", ".join(fields) + did_you_mean(self.field, fields)
             raise ConfigurationError(f"--where: got field {self.field!r}, wanted one of {layout.name}: {wanted}")
         return None if self._text == "" else _value(fields[self.field], self._text)
 

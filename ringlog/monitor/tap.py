@@ -121,8 +121,8 @@ class Tap:
 
 
 def tables_of(instance: Instance) -> list[str]:
-    """The tables that have lanes now."""
-    return sorted({card.table for card in cards(instance)})
+    """The tables, and the record types, that have lanes now."""
+    return sorted({name for card in cards(instance) for name in (card.table, card.record)})
 
 
 def as_row(tapped: Tapped) -> dict[str, Any]:

@@ -22,7 +22,14 @@ import stamina
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
 from ringlog import libpq
-from ringlog.errors import PostgresValueError, RinglogError, SchemaMismatch, ServerRefused, ServerUnavailable
+from ringlog.errors import (
+    PostgresValueError,
+    RinglogError,
+    SchemaMismatch,
+    ServerRefused,
+    ServerUnavailable,
+    one_line,
+)
 from ringlog.settings import Secret, Settings
 from ringlog.transport import is_encrypted, is_local, untrusted
 
@@ -360,7 +367,7 @@ def translated(settings: Settings, error: psycopg.Error) -> RinglogError:
     """The ringlog error that says what the caller must do about a psycopg error."""
     server = f"PostgreSQL at {settings.postgres_host}:{settings.postgres_port}"
     state = error.sqlstate or ""
-    text = (error.diag.message_primary or str(error)).strip() or type(error).__name__
+    text = one_line(error.diag.message_primary or error)
     if isinstance(error, PoolClosed):
         return ServerRefused(f"{server}: the pool is closed, wanted it used inside `with`")
     if state in _SCHEMA_STATES:
@@ -375,5 +382,6 @@ def translated(settings: Settings, error: psycopg.Error) -> RinglogError:
     if state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES:
         return ServerUnavailable(f"{server}: {text}")
     if not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        return ServerUnavailable(f"{server}: {text}")
+        hint = "" if isinstance(error, PoolTimeout) else ": start it, or set RINGLOG_POSTGRES_HOST and _PORT"
+        return ServerUnavailable(f"{server}: {text}{hint}")
     return ServerRefused(f"{server}: {text}")

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from ringlog import libpq
-from ringlog.errors import QueryError, ServerRefused, ServerTooOld, ServerUnavailable
+from ringlog.errors import QueryError, ServerRefused, ServerTooOld, ServerUnavailable, one_line
 from ringlog.questdb.conf import client_conf
 from ringlog.settings import Secret, Settings
 from ringlog.transport import is_loopback
@@ -91,7 +91,7 @@ class Connection:
                 cursor = connection.execute(sql, parameters or None)
                 return cursor.fetchall() if cursor.rownumber is not None else []
             except psycopg.Error as error:
-                is_broken, reason = connection.closed or _is_broken(error), _reason(error)
+                is_broken, reason = connection.closed or _is_broken(error), reason_of(error)
             # Raised out here: psycopg's own error holds the password, and an error keeps the one it was raised under.
             if is_broken:
                 self._drop()
@@ -111,7 +111,7 @@ class Connection:
         try:
             build = str((connection.execute("select build()").fetchone() or [""])[0])
         except psycopg.Error as error:
-            reason = _reason(error)
+            reason = reason_of(error)
         if reason or not _is_new_enough(build):
             connection.close()
             if reason:
@@ -126,10 +126,10 @@ class Connection:
         try:
             return _Bounded.connect(password=self._password, **self._options)
         except psycopg.Error as error:
-            reason = _reason(error)
+            reason = reason_of(error)
         if "password" in reason or "authentication" in reason:
             raise ServerRefused(f"{self._server}: refused user {self._options['user']!r} ({reason})")
-        raise ServerUnavailable(f"{self._server}: {reason}")
+        raise ServerUnavailable(unreachable(self._server, reason))
 
     def _drop(self) -> None:
         if self._open is not None:
@@ -148,5 +148,10 @@ def _is_broken(error: psycopg.Error) -> bool:
     return isinstance(error, psycopg.OperationalError) and error.diag.message_primary is None
 
 
-def _reason(error: psycopg.Error) -> str:
-    return (error.diag.message_primary or str(error)).strip().replace("\n", "; ")
+def unreachable(server: str, reason: str) -> str:
+    """What is said where no connection is to be had, and what to do about it."""
+    return f"{server}: no connection ({reason}): start it, or set RINGLOG_QUESTDB_HOST and RINGLOG_QUESTDB_PG_PORT"
+
+
+def reason_of(error: psycopg.Error) -> str:
+    return one_line(error.diag.message_primary or error)

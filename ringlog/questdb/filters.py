@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from ringlog.errors import QueryError
+from ringlog.naming import did_you_mean
 from ringlog.records import PerformanceMetric, Position, Record, Trade, layout_of
 
 LIMIT_MAX = 1_000_000
@@ -31,7 +32,10 @@ class _FilterMeta(msgspec.StructMeta):
     def __call__(cls, *values: Any, **fields: Any) -> Any:  # noqa: N805 - a metaclass
         known = cls.__struct_fields__
         if unknown := sorted(set(fields) - set(known)):
-            raise QueryError(f"{cls.__name__}: got unknown field {unknown[0]!r}, wanted one of {', '.join(known)}")
+            hint = did_you_mean(unknown[0], known)
+            raise QueryError(
+                f"{cls.__name__}: got unknown field {unknown[0]!r}, wanted one of {', '.join(known)}{hint}"
+            )
         return super().__call__(*values, **fields)
 
 

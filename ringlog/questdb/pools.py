@@ -26,9 +26,10 @@ from ringlog.errors import (
     SchemaMismatch,
     ServerRefused,
     ServerUnavailable,
+    one_line,
 )
 from ringlog.questdb.conf import client_conf
-from ringlog.questdb.connection import CONNECT_TIMEOUT_S, DATABASE, tls_options
+from ringlog.questdb.connection import CONNECT_TIMEOUT_S, DATABASE, reason_of, tls_options, unreachable
 from ringlog.settings import Settings
 
 # As psycopg has it registered: its C class, where that is installed.
@@ -56,6 +57,8 @@ WAIT_INTERVAL_S = 0.1
 # a server that is back.
 ACQUIRE_TIMEOUT_S = 1.0
 RECONNECT_TIMEOUT_S = 3.0
+# A call that got no connection got none because of a failure that is no older.
+FAILED_LATELY_S = 2 * RECONNECT_TIMEOUT_S
 # When the call that asks for a connection must end (monotonic seconds). psycopg_pool makes its health check in the
 # thread or task that asks, and hands it the connection alone.
 call_deadline: ContextVar[float] = ContextVar("call_deadline", default=float("inf"))
@@ -71,12 +74,12 @@ class DeadlinePassed(psycopg.OperationalError):
 class Health:
     """What a pool's connections learned last: shared by all of them."""
 
-    failed_at: float = 0.0  # monotonic seconds
+    failed_at: float = float("-inf")  # monotonic seconds
     error: str = ""
 
     def failed(self, error: BaseException) -> None:
         self.failed_at = time.monotonic()
-        self.error = str(error).strip().replace("\n", "; ")
+        self.error = one_line(error)
 
 
 def _seconds_left(deadline: float) -> float | None:
@@ -284,14 +287,16 @@ def acquire_error(error: BaseException, server: str, health: Health, statistics:
     """The error for a caller that got no connection: refused, down, or all of them busy."""
     if "password" in health.error or "authentication" in health.error:
         return ServerRefused(f"{server}: {health.error}")
-    size, waiting = statistics.get("pool_size", 0), statistics.get("requests_waiting", 0)
-    reason = health.error if health.error and health.failed_at else str(error)
-    return NoConnection(f"{server}: no connection (pool of {size}, {waiting} callers wait; last error: {reason})")
+    if time.monotonic() - health.failed_at <= FAILED_LATELY_S:
+        return NoConnection(unreachable(server, health.error))
+    size = statistics.get("pool_size", 0)
+    wanted = "more time, or a larger RINGLOG_QUERY_POOL_SIZE_MAX"
+    return NoConnection(f"{server}: no connection ({size} are busy; {one_line(error)}), wanted {wanted}")
 
 
 def translate(error: psycopg.Error, server: str, broken: bool) -> NoReturn:
     """Raises the RinglogError that says what the caller can do about a psycopg error."""
-    reason = (error.diag.message_primary or str(error)).strip().replace("\n", "; ")
+    reason = reason_of(error)
     if isinstance(error, DeadlinePassed) or "timeout, query aborted" in reason or "cancelled by user" in reason:
         raise QueryTimeout(f"{server}: the query ran out of time ({reason})") from None
     # An answer of the server carries its diagnostics; without them the way to it failed.

@@ -261,6 +261,9 @@ def _attempts(timeout_s: float) -> Any:
     )
 
 
+_CONNECTING = "connecting to"  # redis-py's word where there is no connection yet
+
+
 def translated(server: str, error: redis.RedisError, settings: Settings) -> RinglogError:
     """The ringlog error that says what the caller must do about a redis-py error; no payload is repeated in it."""
     text = str(error)
@@ -272,7 +275,8 @@ def translated(server: str, error: redis.RedisError, settings: Settings) -> Ring
         hint = "a server without TLS waits for ever: RINGLOG_REDIS_TLS=off, which takes no password"
         return ServerUnavailable(f"{server} over TLS: {_shortened(text)} ({hint})")
     if isinstance(error, _TRANSIENT):
-        return ServerUnavailable(f"{server}: {_shortened(text) or type(error).__name__}")
+        hint = ": start it, or set RINGLOG_REDIS_HOST and _PORT" if _CONNECTING in text else ""
+        return ServerUnavailable(f"{server}: {_shortened(text) or type(error).__name__}{hint}")
     if isinstance(error, OutOfMemoryError):
         return ServerRefused(f"{server}: out of memory (maxmemory reached, nothing may be evicted)")
     if "NOGROUP" in text or text.endswith("no such key"):

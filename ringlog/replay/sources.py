@@ -19,6 +19,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from ringlog.errors import RecordTypeError, RecordValueError
+from ringlog.naming import did_you_mean
 from ringlog.records import TIMESTAMP, Field, Kind, RecordLayout
 from ringlog.replay.lines import Block, FileError, Lines, OnBroken, blocks
 from ringlog.replay.values import of_object, of_text
@@ -77,7 +78,7 @@ class Source:
         if unknown:
             raise RecordTypeError(
                 f"--map: got field {', '.join(sorted(unknown))}, wanted one of {layout.name}'s: "
-                f"{', '.join(self._fields)}"
+                f"{', '.join(self._fields)}{did_you_mean(min(unknown), self._fields)}"
             )
         self.broken_end = ""  # why the file ends in the middle, once that was seen
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from ringlog.environment import child_environment
 from ringlog.errors import RinglogError
+from ringlog.servers.guarded import run_guarded
 
 MAKE_TIMEOUT_S = 120
 
@@ -52,18 +54,18 @@ def _is_younger(cache: Path, jar: Path) -> bool:
 
 
 def _make(cache: Path, command: Sequence[str], record: Callable[[list[str]], None]) -> None:
-    with tempfile.TemporaryDirectory(dir=cache.parent, prefix="aot-") as directory:
+    prefix = f"{cache.stem}-making-"
+    for abandoned in cache.parent.glob(f"{prefix}*"):  # by one that was killed: only one at a time is here
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=cache.parent, prefix=prefix) as directory:
         draft, recording = Path(directory, "cache"), Path(directory, "recording")
         try:
             record(["-XX:AOTMode=record", f"-XX:AOTConfiguration={recording}"])
             create = ["-XX:AOTMode=create", f"-XX:AOTConfiguration={recording}", f"-XX:AOTCache={draft}"]
-            subprocess.run(
-                [command[0], *create, *command[1:]],
-                check=True,
-                timeout=MAKE_TIMEOUT_S,
-                capture_output=True,
-                env={**child_environment(), "JDK_JAVA_OPTIONS": ""},
-            )
+            java = [command[0], *create, *command[1:]]
+            status, errors = run_guarded(java, MAKE_TIMEOUT_S, env={**child_environment(), "JDK_JAVA_OPTIONS": ""})
+            if status:
+                raise subprocess.CalledProcessError(status, java[0], stderr=errors)
         except (RinglogError, subprocess.SubprocessError) as error:
             log.warning("java starts without a cache, none could be made: path=%s: %s", cache, error)
             draft.write_bytes(b"")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from ringlog.errors import ServerError
+from ringlog.errors import ServerError, ServerUnavailable
 from ringlog.servers.embedded import EmbeddedServer, write_private
 from ringlog.servers.postgres import PostgresServer
 from ringlog.servers.questdb import QuestDBServer
@@ -69,25 +69,49 @@ class Background:
             started: list[EmbeddedServer] = []
             try:
                 for kind in kinds:
-                    if kind not in servers:
-                        servers[kind] = KINDS[kind]((data_dir or default_data_dir()) / kind, detached=True).start()
-                        started.append(servers[kind])
+                    if kind in servers and self._is_ready(servers[kind]):
+                        continue
+                    path = servers[kind].data_dir if kind in servers else (data_dir or default_data_dir()) / kind
+
+                    def known() -> None:
                         self._write(servers)
+
+                    server = servers[kind] = KINDS[kind](path, detached=True, on_spawned=known)
+                    started.append(server)
+                    server.start()
             except BaseException:
+                # Each is in the file until it is gone: should this be interrupted too, `status` and `down` know it.
                 for server in started:
                     server.stop()
                 self._write({kind: server for kind, server in servers.items() if server.running})
                 raise
             return servers
 
+    @staticmethod
+    def _is_ready(server: EmbeddedServer) -> bool:
+        """Waits for a server that another `up` started and did not wait for; False where it ended instead."""
+        try:
+            server.wait_until_ready()
+        except ServerUnavailable:
+            raise
+        except ServerError:
+            return False
+        return True
+
     def down(self) -> list[str]:
         """Stops all; the data stays. The kinds that were still running."""
         with self._locked():
             servers = self.find()
             stopped = [kind for kind, server in servers.items() if server.running]
-            for server in servers.values():
-                server.stop()
-            self._path.unlink(missing_ok=True)
+            try:
+                for server in servers.values():
+                    server.stop()
+            finally:
+                left = {kind: server for kind, server in servers.items() if server.running}
+                if left:
+                    self._write(left)
+                else:
+                    self._path.unlink(missing_ok=True)
             return stopped
 
     def _attached(self, entry: BackgroundServer) -> EmbeddedServer:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,6 +21,7 @@ import psutil
 
 from ringlog.environment import child_environment
 from ringlog.errors import ServerError, ServerUnavailable
+from ringlog.servers.guarded import guard_command
 
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.05
@@ -45,7 +46,8 @@ class EmbeddedServer:
 
     `data_dir` is kept; without one the data is temporary and removed on `stop()`. `ports` fixes some or all ports by
     name. A server that is started again on the same data has the same password, and the same ports where they are
-    free. It ends with this process however that ends, unless `detached`.
+    free. It ends with this process however that ends, unless `detached`: then `on_spawned` is called when `pid` and
+    `started` are known, and the server begins to run when it returns.
 
     Raises ServerError where the server cannot run here, and ServerUnavailable where it does not get ready in time.
     """
@@ -61,6 +63,7 @@ class EmbeddedServer:
         *,
         ports: Mapping[str, int] | None = None,
         detached: bool = False,
+        on_spawned: Callable[[], None] = lambda: None,
         ready_timeout_s: float = 120.0,
         stop_timeout_s: float = 10.0,
     ) -> None:
@@ -72,6 +75,7 @@ class EmbeddedServer:
         self._given_dir = Path(data_dir).absolute() if data_dir is not None else None
         self._given_ports = dict(ports or {})
         self._detached = detached
+        self._on_spawned = on_spawned
         self._ready_timeout_s = ready_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._owner_pid = os.getpid()
@@ -149,7 +153,7 @@ class EmbeddedServer:
         try:
             self._prepare()
             self._spawn()
-            self._wait_until_ready()
+            self.wait_until_ready()
         except BaseException:
             self.stop()
             raise
@@ -189,6 +193,10 @@ class EmbeddedServer:
             if self._child.stdin is not None:
                 self._child.stdin.close()
             self._child.wait(self._stop_timeout_s)
+        if self.running:
+            raise ServerError(
+                f"{self.name}: process {self.pid} did not end on SIGKILL, wanted it gone: try again later"
+            )
         self._child = self._process = None
 
     def stop_signal(self) -> None:
@@ -274,21 +282,17 @@ class EmbeddedServer:
         self.password, self.ports = state.password, state.ports
 
     def _guard(self) -> list[str]:
-        guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
-        guard += ["--not-root"] if self.refuses_root else []
-        guard += ["--detached"] if self._detached else []
-        guard += ["--stop-signal", str(int(self.stop_number))]
-        guard += ["--remove", str(self.data_dir)] if self._given_dir is None else []
-        return [*guard, str(os.getpid())]
+        options = ["--not-root"] if self.refuses_root else []
+        options += ["--detached"] if self._detached else []
+        options += ["--stop-signal", str(int(self.stop_number))]
+        options += ["--remove", str(self.data_dir)] if self._given_dir is None else []
+        return guard_command(*options)
 
     def _spawn(self) -> None:
-        command = self._command()
-        if self.refuses_root or not self._detached:
-            command = [*self._guard(), *command]
         with self.log_path.open("ab") as log:
             self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL if self._detached else subprocess.PIPE,
+                [*self._guard(), *self._command()],
+                stdin=subprocess.PIPE,
                 stdout=log if self._detached else subprocess.PIPE,
                 stderr=log,
                 cwd=self.data_dir,
@@ -304,11 +308,16 @@ class EmbeddedServer:
             pid = int(line)
         with contextlib.suppress(psutil.NoSuchProcess):
             self._process = psutil.Process(pid)
+        if self._detached and self._child.stdin is not None:
+            self._on_spawned()
+            with contextlib.suppress(BrokenPipeError), self._child.stdin as gate:  # a guard that ended is seen later
+                gate.write(b"\n")
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
+        """Waits until the server answers. Raises ServerError where it ends, ServerUnavailable where it stays silent."""
         deadline = time.monotonic() + self._ready_timeout_s
         while not self.answers():
-            if not self.running or self._child is None or self._child.poll() is not None:
+            if not self.running or (self._child is not None and self._child.poll() is not None):
                 raise ServerError(f"{self.name}: exited while it started: {self._log_tail()}")
             if time.monotonic() > deadline:
                 raise ServerUnavailable(

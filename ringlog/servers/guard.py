@@ -4,6 +4,8 @@ Started as a script with the standard library only. It writes the server's proce
 life line, and exits with the server's status. A life line alone is not enough (a forked child of the parent holds
 its other end too), nor is PR_SET_PDEATHSIG (it fires when the parent's *thread* ends); so the guard watches both
 stdin and its own parent id. The server gets PR_SET_PDEATHSIG on the guard, whose main thread never ends before it.
+
+With --detached the server outlives its parent: it takes the guard's process, once a byte comes on stdin.
 """
 
 import argparse
@@ -35,6 +37,7 @@ def main() -> None:
     if options.not_root and os.geteuid() == 0:
         leave_root()
     if options.detached:
+        wait_for_parent()
         os.execv(options.command[0], options.command)  # noqa: S606 - nothing to guard: the server takes this process
     server = subprocess.Popen(
         options.command,
@@ -50,6 +53,16 @@ def main() -> None:
     if parent_is_gone(options.parent, 0):
         shutil.rmtree(options.remove, ignore_errors=True)
     os._exit(status if status >= 0 else 128 - status)
+
+
+def wait_for_parent() -> None:
+    """Goes on once the parent has written down this process, and ends where the parent died before that.
+
+    So no server runs that nobody knows of, at whatever step the parent is killed.
+    """
+    if not os.read(0, 1):
+        sys.exit("guard: the process that wanted this server is gone")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
 
 def leave_root() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
+import shutil
 import signal
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,11 +15,13 @@ import psutil
 from ringlog.environment import child_environment
 from ringlog.errors import ServerError
 from ringlog.servers.embedded import HOST, EmbeddedServer, missing_extra, write_private
+from ringlog.servers.guarded import run_guarded
 from ringlog.settings import Secret
 
 VERSION = 18
 INITDB_TIMEOUT_S = 120
 CONNECT_TIMEOUT_S = 2
+DRAFT_PREFIX = "initdb-"
 
 
 class PostgresServer(EmbeddedServer):
@@ -50,24 +51,22 @@ class PostgresServer(EmbeddedServer):
         if (self._cluster / "PG_VERSION").exists():
             self._drop_lock_of_zombie()
             return
+        for abandoned in self.data_dir.glob(f"{DRAFT_PREFIX}*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        # Beside its place, and moved there as a whole: initdb that was killed leaves what looks like a cluster.
+        draft = Path(tempfile.mkdtemp(prefix=DRAFT_PREFIX, dir=self.data_dir))
         password_file = self.data_dir / "initdb-password"
         write_private(password_file, self.password.encode())
-        guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py")), "--not-root", str(os.getpid())]
-        initdb = [str(binaries() / "initdb"), "-D", str(self._cluster), "-U", self.user, "--encoding=UTF8"]
+        initdb = [str(binaries() / "initdb"), "-D", str(draft), "-U", self.user, "--encoding=UTF8"]
         initdb += ["--locale=C", "--auth=scram-sha-256", f"--pwfile={password_file}"]
         try:
-            with subprocess.Popen(
-                [*guard, *initdb],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=child_environment(),
-            ) as process:
-                _, errors = wait_with_lifeline(process)
+            status, errors = run_guarded(initdb, INITDB_TIMEOUT_S, options=["--not-root"], env=child_environment())
+            if status != 0:
+                raise ServerError(f"PostgreSQL: initdb failed: {errors}")
+            draft.rename(self._cluster)
         finally:
             password_file.unlink()
-        if process.returncode != 0:
-            raise ServerError(f"PostgreSQL: initdb failed: {errors.decode(errors='replace').strip()}")
+            shutil.rmtree(draft, ignore_errors=True)
 
     def _drop_lock_of_zombie(self) -> None:
         """A killed server that nobody reaped (containers whose first process is no init) looks alive to PostgreSQL."""
@@ -114,16 +113,6 @@ class PostgresServer(EmbeddedServer):
                 return True
         except psycopg.OperationalError:
             return False
-
-
-def wait_with_lifeline(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    """Reads a guarded command to its end while its stdin stays open."""
-    lifeline, process.stdin = process.stdin, None  # communicate() would close it
-    try:
-        return process.communicate(timeout=INITDB_TIMEOUT_S)
-    finally:
-        if lifeline is not None:
-            lifeline.close()
 
 
 def binaries() -> Path:

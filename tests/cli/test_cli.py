@@ -13,7 +13,7 @@ import structlog
 from click.testing import CliRunner
 
 from ringlog import __version__
-from ringlog.cli import COMMANDS, keep_logs_off_stdout, ringlog
+from ringlog.cli import COMMANDS, quiet_libraries, ringlog
 
 HEAVY = ("numpy", "pandas", "pyarrow", "psycopg", "questdb", "redis", "psutil", "rich", "msgspec", "stamina", "alembic")
 
@@ -120,24 +120,87 @@ def test_numbers_in_range_are_taken() -> None:
 def test_a_stderr_that_was_closed_takes_no_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A retry is logged on the stderr of then: the one that a command was called with may be closed."""
+    """A log line goes to the stderr of then: the one that a command was called with may be closed."""
     with monkeypatch.context() as patch, io.StringIO() as closed_soon:
         patch.setattr("sys.stderr", closed_soon)
-        keep_logs_off_stdout()
-    structlog.get_logger().warning("a retry")
+        quiet_libraries()
+    structlog.get_logger().warning("a line")
     printed = capsys.readouterr()
-    assert "a retry" in printed.err
+    assert "a line" in printed.err
     assert printed.out == ""
 
 
-def test_retries_are_no_facts() -> None:
-    """What a library logs on the way goes to stderr: stdout holds a command's facts alone."""
+def test_finding_23_retries_are_no_facts() -> None:
+    """Finding 23: what a library logs of its tries is shown nowhere; the command's own error says what happened."""
     # Counted from the start of the first try, which also imports: where that takes longer, nothing is tried again.
     away = {"RINGLOG_POSTGRES_PORT": "1", "RINGLOG_POSTGRES_RETRY_TIMEOUT_MS": "5000"}
     done = run("migrate", "--only", "postgres", "--json", PATH="", **away)
     assert done.returncode == 1
-    assert "stamina.retry_scheduled" in done.stderr
-    assert json.loads(done.stdout)
+    assert done.stderr == ""
+    (problem,) = [one["problem"] for one in json.loads(done.stdout)["migrations"]]
+    assert problem == (
+        'PostgreSQL at 127.0.0.1:1: connection to server at "127.0.0.1", port 1 failed: Connection refused: '
+        "start it, or set RINGLOG_POSTGRES_HOST and _PORT"
+    )
+
+
+@pytest.mark.parametrize("call", ["trades", "percentiles", "query select%201", "retention plan"])
+def test_finding_23_a_server_that_is_away_is_one_line_with_the_next_step(call: str) -> None:
+    """Finding 23: without a server each reading command prints one line: which server, why, and what to do."""
+    done = run(*(word.replace("%20", " ") for word in call.split()), PATH="", RINGLOG_QUESTDB_PG_PORT="1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        'ringlog: QuestDB at 127.0.0.1:1: no connection (connection to server at "127.0.0.1", port 1 failed: '
+        "Connection refused): start it, or set RINGLOG_QUESTDB_HOST and RINGLOG_QUESTDB_PG_PORT\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "meant"),
+    [
+        ("tpo", "top"),
+        ("dead-leters", "dead-letters"),
+        ("deadletters", "dead-letters"),
+        ("trades --fromat json", "--format"),
+        ("tap trade", "Trade"),
+        ("tap latency_sample", "LatencySample"),
+        ("tap trades --where mod=paper", "mode"),
+        ("replay /dev/null --record trade", "Trade"),
+        ("migrate --record ringlog.records:Trad", "Trade"),
+    ],
+)
+def test_finding_23_a_name_that_is_none_is_wrong_usage(tmp_path: Path, call: str, meant: str) -> None:
+    """Finding 23: a mistyped command, option, table, field or record type exits 2 at once, naming the nearest."""
+    done = CliRunner().invoke(ringlog, call.split(), env={"RINGLOG_RUNTIME_DIR": str(tmp_path)})
+    assert done.exit_code == 2, done.output
+    assert "did you mean " + meant + "?" in " ".join(done.output.split()).replace("'", "").replace("Did", "did")
+
+
+@pytest.mark.parametrize("call", ["trades --mode foo", "trades --action hold", "trades --mev-status x"])
+def test_finding_23_a_value_that_no_row_has_is_wrong_usage(call: str) -> None:
+    """Finding 23: a value that a field cannot have is refused before a server is asked, with those that it can have."""
+    done = CliRunner().invoke(ringlog, call.split())
+    assert done.exit_code == 2
+    assert "is not one of" in done.output
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("RINGLOG_SPOOLDIR", "did you mean RINGLOG_SPOOL_DIR?"),
+        ("RINGLOG_QUESTDB_PASSWD", "did you mean RINGLOG_QUESTDB_PASSWORD?"),
+        ("RINGLOG_REDIS_PASSWORD_FIEL", "did you mean RINGLOG_REDIS_PASSWORD_FILE?"),
+        ("RINGLOG_SETTING_FILE", "did you mean RINGLOG_SETTINGS_FILE?"),
+        ("RINGLOG_ZZZ", "docs/operations.md lists all options"),
+    ],
+)
+def test_finding_23_a_mistyped_setting_names_the_nearest(variable: str, says: str) -> None:
+    """Finding 23: an unknown variable is refused in one line that names the nearest option, and not all of them."""
+    done = run("status", PATH="", **{variable: "1"})
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"ringlog: {variable}: got an unknown option")
+    assert says in done.stderr
+    assert len(done.stderr) < 120
 
 
 def test_ringlog_error_is_one_line_and_exit_1() -> None:

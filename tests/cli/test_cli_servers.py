@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -16,6 +17,8 @@ import psycopg
 import pytest
 import redis
 from lane_samples import eventually
+
+from ringlog.servers.questdb import questdb_jar
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -119,3 +122,84 @@ def test_damaged_state_file_is_named(run: Run, tmp_path: Path) -> None:
     assert "servers.json: got" in done.stderr
     assert "Traceback" not in done.stderr
     (tmp_path / "runtime" / "servers.json").unlink()
+
+
+# What of `up` can be seen from outside: by kind, the name of the step and the file that shows it.
+STEPS = {
+    "valkey spawned": ("valkey", "runtime/servers.json"),
+    "postgres initdb": ("postgres", "data/ringlog/postgres/initdb-*/global"),
+    "postgres spawned": ("postgres", "runtime/servers.json"),
+    "questdb data": ("questdb", "data/ringlog/questdb/server.json"),
+    "questdb spawned": ("questdb", "runtime/servers.json"),
+    "questdb at work": ("questdb", "data/ringlog/questdb/db/tables.d*"),
+    "questdb recorded": ("questdb", "cache/ringlog/questdb-*-making-*"),
+}
+QUICK = (("valkey spawned", "SIGTERM"), ("postgres initdb", "SIGKILL"), ("questdb spawned", "SIGTERM"))
+# Who runs the tests in the background may have ignored SIGINT, and a child inherits that.
+UP = "import signal; signal.signal(2, signal.default_int_handler); from ringlog.cli import main; main()"
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT", "SIGKILL")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        pytest.param(step, name, marks=() if (step, name) in QUICK else pytest.mark.slow, id=f"{step}, {name}")
+        for step in STEPS
+        for name in SIGNALS
+    ],
+)
+def test_68_up_ended_at_any_step(
+    step: str, name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finding 21: `up` ended by a signal while it starts a server leaves none that `status` and `down` do not know.
+
+    After SIGTERM, SIGHUP and Ctrl-C nothing runs at all; the next `up` works. Defences: a detached server waits for
+    its parent to write it down; signals end `up` by way of its clean-up; initdb and Java's recording have a guard.
+    """
+    kind, seen = STEPS[step]
+    if step == "questdb recorded":
+        (tmp_path / "cache" / "ringlog").mkdir(parents=True)
+        jar = questdb_jar()
+        shutil.copy(jar, tmp_path / "cache" / "ringlog" / jar.name)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    environment = {
+        **os.environ,
+        "RINGLOG_RUNTIME_DIR": str(tmp_path / "runtime"),
+        "XDG_DATA_HOME": str(tmp_path / "data"),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", UP, "up", kind], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as up:
+        eventually(lambda: up.poll() is not None or any(tmp_path.glob(seen)), step)
+        assert up.poll() is None, "it ended before it could be ended"
+        up.send_signal(getattr(signal, name))
+        _, errors = up.communicate()
+    assert up.returncode != 0
+    assert b"Traceback" not in errors
+    known = {
+        server["pid"] for server in json.loads(run_with(environment, "status", "--json").stdout)["servers"].values()
+    }
+    if name != "SIGKILL":
+        assert known == set()
+    eventually(lambda: at_work(tmp_path) <= known, f"{at_work(tmp_path)} to be only {known}")
+    again = run_with(environment, "up", kind, "--json")
+    assert again.returncode == 0, again.stderr
+    down = run_with(environment, "down", "--json")
+    assert json.loads(down.stdout) == {"stopped": [kind]}
+    assert at_work(tmp_path) == set()
+
+
+def run_with(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ringlog", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+
+
+def at_work(directory: Path) -> set[int]:
+    """The servers, and what else was started for them, whose command lines name the directory; not their children."""
+    found = {}
+    for process in psutil.process_iter(["pid", "ppid", "cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        if any(str(directory) in word for word in words) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found[process.info["pid"]] = process.info["ppid"]
+    return {pid for pid, parent in found.items() if parent not in found}

@@ -271,8 +271,8 @@ def test_a_full_lane_is_waited_for(lane_settings: Settings, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "status", "what"),
     [
-        (["a.csv", "--record", "Trad"], 1, "--record: got 'Trad', wanted one of Trade, PerformanceMetric"),
-        (["a.csv", "--record", "nowhere:Fill"], 1, "No module named 'nowhere'"),
+        (["a.csv", "--record", "Trad"], 2, "--record: got 'Trad', wanted one of Trade, PerformanceMetric"),
+        (["a.csv", "--record", "nowhere:Fill"], 2, "No module named 'nowhere'"),
         (["a.csv", "--record", "Trade", "--map", "px"], 2, "wanted FIELD=COLUMN"),
         (["a.csv", "--record", "Trade", "--map", "mode=px"], 1, "wanted also mode (mapped to 'px')"),
         (["a.csv", "--record", "Trade", "--speed", "fast"], 2, "wanted a number above 0, or max"),
