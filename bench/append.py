@@ -235,7 +235,7 @@ def load_figures(what: str, rate: float, asked: float, found: dict[str, Any]) ->
 def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
     records = trades(1000)
     batches = 3 if tiny else 200
-    all_fields = batched((*FIELDS, "timestamp"), {}, [(*record, None) for record in records], batches)
+    all_fields = batched(FIELDS, {}, records, batches)
     bound = batched(VARYING, PRESETS, varying(records), batches)
     details: dict[str, Any] = {"implementation": IMPLEMENTATION, "all_fields": all_fields, "bound": bound}
     figures = [

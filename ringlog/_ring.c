@@ -1144,7 +1144,7 @@ static int appender_arrange(Appender *self, PyObject *const *args, Py_ssize_t gi
 {
     int count = plan_of(self)->count;
     Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
-    if (given > count)
+    if (given >= count) /* the timestamp is passed by name */
         goto wrong;
     if (named && names != self->last_names && appender_resolve(self, names) < 0)
         goto wrong;
@@ -1381,18 +1381,23 @@ static __attribute__((noinline)) PyObject *appender_append_arranged(Appender *se
                                                                     PyObject *names)
 {
     PyObject *values[FIELDS_MAX];
+    int count = plan_of(self)->count;
     if (!plan_of(self)->timestamp_offset) { /* set last by a construction that came to its end */
         PyErr_SetString(PyExc_TypeError, "Appender was not initialised");
         return NULL;
     }
+    /* All fields and timestamp=: the values of keywords lie behind the others, so they are in their order already. */
+    if (names && given == count - 1 && PyTuple_GET_SIZE(names) == 1 &&
+        PyTuple_GET_ITEM(names, 0) == self->fields[count - 1].name)
+        return appender_append_values(self, args, count, 1);
     int complete = appender_arrange(self, args, given, names, values);
-    return complete < 0 ? NULL : appender_append_values(self, values, plan_of(self)->count, complete);
+    return complete < 0 ? NULL : appender_append_values(self, values, count, complete);
 }
 
 HOT static PyObject *appender_append(Appender *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
 {
     Plan *plan = plan_of(self);
-    if (UNLIKELY(names || !plan->timestamp_offset || (given != plan->count && given != plan->count - 1)))
+    if (UNLIKELY(names || !plan->timestamp_offset || given != plan->count - 1))
         return appender_append_arranged(self, args, given, names);
     return appender_append_values(self, args, (int)given, 1);
 }

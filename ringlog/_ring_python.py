@@ -327,9 +327,9 @@ class Appender:
         """True: accepted. False: refused and counted by reason."""
         coerce = self._ring.coerce
         names = self._names
-        given = dict(zip(names, args, strict=False))
+        given = dict(zip(names[:-1], args, strict=False))  # the timestamp is passed by name
         passed = {**self._defaults, **given, **kwargs}
-        if len(args) > len(names) or given.keys() & kwargs.keys() or passed.keys() != set(names):
+        if len(args) >= len(names) or given.keys() & kwargs.keys() or passed.keys() != set(names):
             coerce(-1, len(args), tuple(kwargs), names)
         if self._ring.refuses():
             return False

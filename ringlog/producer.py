@@ -44,9 +44,10 @@ CLAIM_IN_APPEND_TIMEOUT_SECONDS = 0.1
 class Appender:
     """Appends records of one type. Made by `Producer.appender`; shared by all threads of its process.
 
-    append(*fields, timestamp=None) -> bool takes the record type's fields in order, by position or by name. True means
-    accepted: the record will be in its table exactly once. False means refused, and counted by reason: see
-    `refused_reason`. Wrong input raises RecordTypeError or RecordValueError.
+    append(*fields, timestamp=None) -> bool takes the record type's fields in order, by position or by name, and the
+    time by name alone, so that a field which is added later cannot take its place. True means accepted: the record
+    will be in its table exactly once. False means refused, and counted by reason: see `refused_reason`. Wrong input
+    raises RecordTypeError or RecordValueError.
     """
 
     append: Callable[..., bool]
@@ -67,6 +68,7 @@ class Appender:
     def bind(self, **presets: Any) -> Callable[..., bool]:
         """An append with these fields preset: it takes the others, in their order, by position or by name.
 
+        The time is passed as `timestamp=`, as to `append`.
         Raises RecordTypeError for a field that the record type does not have, or for `timestamp`.
         """
         for name in presets:
@@ -92,7 +94,8 @@ class Appender:
         """Appends an instance of the record type."""
         if type(record) is not self.record_type:
             raise RecordTypeError(f"{self.layout.name}: got {type(record).__name__}, wanted {self.layout.name}")
-        return self.append(*(getattr(record, name) for name in self._names))
+        *fields, stamp = (getattr(record, name) for name in self._names)
+        return self.append(*fields, timestamp=stamp)
 
     @property
     def _own_lane(self) -> OwnedLane | None:

@@ -61,7 +61,7 @@ def new_ring(layout: RecordLayout, coerce: Callable[..., Any], recover: Callable
 
 
 def new_appender(ring: Ring, presets: dict[str, Any], defaults: dict[str, Any]) -> Callable[..., bool]:
-    """append(*fields, timestamp=None) -> bool, for the fields that are not preset, in their order."""
+    """append(*fields, timestamp=None) -> bool, for the fields that are not preset, in their order; the time by name."""
     return Appender(Ring, ring, presets, defaults).append
 
 

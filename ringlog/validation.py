@@ -46,9 +46,11 @@ class Coercion:
 
     def _complain(self, given: int, names: Sequence[str] | None, wanted: Sequence[str]) -> NoReturn:
         call = f"{self._layout.name} append"
-        if given > len(wanted):
+        by_place = wanted[:-1]
+        if given > len(by_place):
             raise RecordTypeError(
-                f"{call}: got {given} positional fields, wanted at most {len(wanted)}: {', '.join(wanted)}"
+                f"{call}: got {given} values by position, wanted at most {len(by_place)} "
+                f"({', '.join(by_place) or 'every field is preset'}), and the time as timestamp="
             )
         positional = set(wanted[:given])
         for name in names or ():

@@ -52,10 +52,12 @@ class TimedAppends:
         self.samples: list[tuple[str, int, int, int]] = []
         self._next_sample_ns = 0
 
-    def append(self, appender: Appender, call: Callable[..., bool], *values: Any) -> bool:
+    def append(
+        self, appender: Appender, call: Callable[..., bool], *values: Any, stamp_us: int | None = None
+    ) -> bool:  # fmt: skip
         """Appends, times it, and once in a while keeps when and as which record."""
         started = time.perf_counter_ns()
-        accepted = call(*values)
+        accepted = call(*values) if stamp_us is None else call(*values, timestamp=stamp_us)
         ended = time.perf_counter_ns()
         self._durations_ns[1 + self.count % SAMPLES_MAX] = ended - started
         self.count += 1
@@ -69,12 +71,12 @@ class TimedAppends:
 
     def insist(
         self, appender: Appender, call: Callable[..., bool], values: tuple[Any, ...], pace: Callable[[], bool],
-        is_stopped: Any,
+        is_stopped: Any, stamp_us: int | None = None,
     ) -> bool:  # fmt: skip
         """A replay can wait where a live executor could not: a refused record is offered again. False once stopped."""
         if not pace():
             return False
-        while not self.append(appender, call, *values):
+        while not self.append(appender, call, *values, stamp_us=stamp_us):
             if is_stopped.wait(0.005):
                 return False
         return True

@@ -95,8 +95,8 @@ def _bound(orders: Orders, trades: Appender, base: str, quote: str) -> Callable[
     )
 
 
-def _values(trade: MarketTrade, book: BookTop | None, stamp_us: int | None) -> tuple[Any, ...]:
-    """The fields that vary, in the record type's order: action, amounts, price, slippages, metadata, timestamp."""
+def _values(trade: MarketTrade, book: BookTop | None) -> tuple[Any, ...]:
+    """The fields that vary, in the record type's order: action, amounts, price, slippages, metadata."""
     middle = book.middle if book else trade.price
     half_spread = (book.ask - book.bid) / 2 / middle if book else 0.0
     slippage = abs(trade.price - middle) / middle
@@ -108,7 +108,6 @@ def _values(trade: MarketTrade, book: BookTop | None, stamp_us: int | None) -> t
         half_spread,
         slippage,
         f'{{"trade_id":{trade.trade_id}}}',
-        stamp_us,
     )
 
 
@@ -138,12 +137,13 @@ def _trade_recording(
             append = appends.get(message.trade.symbol)
             if append is None:
                 append = appends[message.trade.symbol] = _bound(orders, trades, *split_symbol(message.trade.symbol))
-            values = _values(message.trade, book, message.receive_us)
-            if not watch.insist(trades, append, values, pace, is_stopped):
+            values = _values(message.trade, book)
+            if not watch.insist(trades, append, values, pace, is_stopped, message.receive_us):
                 return
         if message.event_us is not None:
             jitter_us = float(message.receive_us - message.event_us - orders.clock_offset_us)
-            if not watch.insist(latencies, sample, (message.stream, jitter_us, message.receive_us), pace, is_stopped):
+            values = (message.stream, jitter_us)
+            if not watch.insist(latencies, sample, values, pace, is_stopped, message.receive_us):
                 return
 
 
@@ -158,9 +158,9 @@ def _trade_generated(
     while time.monotonic() < deadline and pace():
         began = time.perf_counter_ns()
         trade, book = next(market)
-        values = _values(trade, book, None)
+        values = _values(trade, book)
         decided_us = (time.perf_counter_ns() - began) / 1e3
         watch.append(trades, append, *values)
         if not pace():
             return
-        watch.append(latencies, sample, decided_us, None)
+        watch.append(latencies, sample, decided_us)

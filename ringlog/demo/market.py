@@ -132,7 +132,7 @@ def run(plan: Plan, lines: Any, is_started: Any, is_stopped: Any) -> None:
             lockstep.reach(0, quotes.line)
             if message.event_us is not None:
                 jitter_us = float(message.receive_us - message.event_us - plan.clock_offset_us)
-                while not sample(message.stream, jitter_us, message.receive_us):
+                while not sample(message.stream, jitter_us, timestamp=message.receive_us):
                     if is_stopped.wait(0.005):
                         return
         quotes.write()

@@ -31,7 +31,7 @@ from ringlog.demo.traders import Order, Trader, allocate
 from ringlog.errors import RinglogError
 from ringlog.postgres import ConfigWatch, Nodes, Orders, Pool, Token, Tokens
 from ringlog.producer import Producer
-from ringlog.records import LatencySample, Position, Trade
+from ringlog.records import LatencySample, Position, Record, Trade
 from ringlog.redis import Cache, Connection, PoolState
 
 RECORDS = (Trade, Position, LatencySample)
@@ -62,8 +62,8 @@ class _Appenders:
         self._latency = self._by_type[LatencySample].append
         self._pace = paced(plan.rate, is_stopped)
 
-    def trade(self, *values: Any) -> bool:
-        return self.timed.insist(self._by_type[Trade], self._trade, values, self._pace, self._is_stopped)
+    def trade(self, *values: Any, stamp_us: int) -> bool:
+        return self._insist(Trade, self._trade, values, stamp_us)
 
     def position(self, trader: Trader, mark: Decimal, stamp_us: int) -> bool:
         """The trader's holding at `mark`."""
@@ -75,13 +75,16 @@ class _Appenders:
             float(mark),
             float(holding.realized_pnl),
             float(holding.unrealized_pnl(mark)),
-            stamp_us,
         )
-        return self.timed.insist(self._by_type[Position], self._position, values, self._pace, self._is_stopped)
+        return self._insist(Position, self._position, values, stamp_us)
 
     def latency(self, service: str, operation: str, latency_us: float, stamp_us: int | None = None) -> bool:
-        values = (service, operation, latency_us, stamp_us)
-        return self.timed.insist(self._by_type[LatencySample], self._latency, values, self._pace, self._is_stopped)
+        return self._insist(LatencySample, self._latency, (service, operation, latency_us), stamp_us)
+
+    def _insist(
+        self, record: type[Record], append: Callable[..., bool], values: tuple[Any, ...], stamp_us: int | None
+    ) -> bool:
+        return self.timed.insist(self._by_type[record], append, values, self._pace, self._is_stopped, stamp_us)
 
 
 class PaperExecutor:
@@ -250,7 +253,7 @@ class PaperExecutor:
             is_protected,
             float(fill.transfer_fee),
             _metadata(trade, market, trader),
-            stamp_us,
+            stamp_us=stamp_us,
         )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import datetime
 import sys
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
@@ -17,7 +17,16 @@ from ringlog import AsyncProducer, Producer, rows_of
 from ringlog.errors import LaneError, RecordError, RecordTypeError, RecordValueError
 from ringlog.lanes.claims import BudgetExhausted, open_board
 from ringlog.layout import BoardReason, Refused
-from ringlog.records import PLATFORM_RECORDS, LatencySample, MevMetric, PerformanceMetric, Position, Record, Trade
+from ringlog.records import (
+    PLATFORM_RECORDS,
+    LatencySample,
+    Long,
+    MevMetric,
+    PerformanceMetric,
+    Position,
+    Record,
+    Trade,
+)
 from ringlog.settings import Settings
 from ringlog.testing import MemoryInstance
 
@@ -134,6 +143,43 @@ def test_a_producer_of_no_record_types(records: Any, got: str) -> None:
     """What is no list of record types is refused by name, with what was wanted; one type alone is no list."""
     with pytest.raises(RecordTypeError, match=rf"producer: got .*{got}.*, wanted .*Trade"):
         Producer(records)
+
+
+class First(Record):
+    """A record type before a field was added to it."""
+
+    __table__ = "grown"
+    price: float
+
+
+class Second(Record):
+    """And after."""
+
+    __table__ = "grown"
+    price: float
+    slot: Annotated[int | None, Long()] = None
+
+
+@pytest.mark.parametrize("record_type", [First, Second])
+def test_a_time_is_passed_by_name_alone(ringlog_memory: MemoryInstance, record_type: type[Record]) -> None:
+    """Finding 9: no call passes a time by its place, so that a field which is added later cannot take it.
+
+    The call of `First` with a time by name means the same with `Second`; bound, and as an object, too.
+    """
+    stamp = 1_767_225_600_000_000
+    appender = ringlog_memory.producer(record_type).appender(record_type)
+    fields = len(appender.layout.fields) - 1
+    for append, names in ((appender.append, fields), (appender.bind(price=1.0), fields - 1)):
+        values = (1.0, None)[fields - names : fields]
+        with pytest.raises(RecordTypeError, match=rf"got {names + 1} values by position, .* time as timestamp="):
+            append(*values, stamp)
+    assert appender.append(1.0, timestamp=stamp)
+    assert appender.bind(price=2.0)(timestamp=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
+    assert appender.record(record_type(price=3.0, timestamp=stamp))  # type: ignore[call-arg]
+    rows = ringlog_memory.rows(record_type)
+    assert [(row["price"], row["timestamp"], row.get("slot")) for row in rows] == [
+        (price, stamp, None) for price in (1.0, 2.0, 3.0)
+    ]
 
 
 def test_append_many(ringlog_memory: MemoryInstance) -> None:

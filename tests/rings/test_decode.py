@@ -80,7 +80,7 @@ def test_what_was_appended_is_read_back(
     for rows in batches:
         first = under_test.lane.head
         for row in rows:
-            assert under_test.append(*row)
+            assert under_test.append(*row[:-1], timestamp=row[-1])
         slots = under_test.lane.slots(first, len(rows))
         columns, sound, corrupt = decoder.decode([Slots(LANE, first, len(rows), slots.view(np.uint8))])
         assert rows_in(columns) == rows

@@ -35,7 +35,7 @@ def ring(implementation: ModuleType) -> RingUnderTest:
 
 def test_positional_append_is_published_as_it_was_given(ring: RingUnderTest) -> None:
     """An accepted record lies in its slot, value for value, and the head says so."""
-    assert ring.append(*ROW, STAMP) is True
+    assert ring.append(*ROW, timestamp=STAMP) is True
     assert ring.lane.head == 1
     assert plain(ring.layout, ring.lane.slots(0, 1)[0]) == {
         "seq": 0,
@@ -198,12 +198,13 @@ def test_a_record_of_many_wide_symbols(implementation: ModuleType) -> None:
 
 
 def test_a_preset_that_is_all_but_the_timestamp(ring: RingUnderTest) -> None:
-    """With every field preset, append takes nothing, or a timestamp."""
+    """With every field preset, append takes nothing, or a timestamp by name."""
     append = ring.bind(**dict(zip([field.name for field in ring.layout.fields], ROW, strict=False)))
     assert append()
-    assert append(STAMP)
     assert append(timestamp=STAMP)
-    assert int(ring.lane.slots(2, 1)[0]["timestamp"]) == STAMP
+    with pytest.raises(RecordTypeError, match=r"at most 0 \(every field is preset\), and the time as timestamp="):
+        append(STAMP)
+    assert int(ring.lane.slots(1, 1)[0]["timestamp"]) == STAMP
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,10 @@ def test_a_preset_that_is_all_but_the_timestamp(ring: RingUnderTest) -> None:
         ((), {}, ["wanted also symbol, choice, number"]),
         (("s", "left"), {}, ["got 2 fields", "wanted also number"]),
         (("s",), {"symbol": "t"}, ["'symbol' twice"]),
-        ((*ROW, STAMP, 1), {}, ["got 11 positional fields", "at most 10"]),
+        ((*ROW, STAMP), {}, ["got 10 values by position", "at most 9 (symbol,", "and the time as timestamp="]),
+        ((*ROW, None), {}, ["got 10 values by position", "and the time as timestamp="]),
+        ((*ROW, STAMP), {"timestamp": STAMP}, ["got 10 values by position"]),
+        ((*ROW, STAMP, 1), {}, ["got 11 values by position", "at most 9"]),
         (("s", "left"), {"number": 1.0, "price": 2.0}, ["unknown field 'price'", "symbol"]),
     ],
 )
@@ -267,7 +271,7 @@ def test_bad_values_accept_nothing(ring: RingUnderTest) -> None:
 
 def test_append_many_fills_what_is_free(ring: RingUnderTest) -> None:
     """A bulk append accepts from the front what fits, renumbers it, and counts the rest as FULL."""
-    ring.append(*ROW, STAMP)
+    ring.append(*ROW, timestamp=STAMP)
     rows = np.repeat(ring.lane.slots(0, 1), 9)
     rows["whole"] = np.arange(9)
     assert ring.ring.append_many(rows.view(np.uint8), 9) == 7
