@@ -183,6 +183,10 @@ static int decoder_init(Decoder *self, PyObject *args, PyObject *kwargs)
         Column *column = &self->columns[i];
         PyObject *minimum, *maximum;
         unsigned int offset, width;
+        if (!PyTuple_Check(PyTuple_GET_ITEM(fields, i))) {
+            PyErr_Format(PyExc_TypeError, "field %zd: got %.100s, wanted a tuple", i, Py_TYPE(PyTuple_GET_ITEM(fields, i))->tp_name);
+            return -1;
+        }
         if (!PyArg_ParseTuple(PyTuple_GET_ITEM(fields, i), "iIIpOO", &column->kind, &offset, &width, &column->nullable, &minimum,
                               &maximum))
             return -1;

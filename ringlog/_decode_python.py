@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 
 from ringlog.records import Kind, RecordLayout
-from ringlog.records.fields import NULL_LENGTH
-from ringlog.validation import TIMESTAMP_MIN_US, wrong_rows
-
-TIMESTAMP_MAX_US = 7_258_118_400_000_000  # 2200-01-01: append is stricter, but clocks are set back
+from ringlog.records.fields import NULL_LENGTH, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
+from ringlog.validation import wrong_rows
 
 
 class Decoder:

@@ -53,15 +53,19 @@
 #endif
 
 enum kind { TIMESTAMP, DOUBLE, LONG, BOOLEAN, SYMBOL, VARCHAR, JSON, KINDS };
-/* As layout.Refused; those that only Python gives have no name here. */
-enum refused { FULL, BOARD, BUDGET, REENTRANT, CLOSED, REFUSED_WORDS = 11 };
-enum outcome { WRITTEN, COERCE, SHUT, REFUSED, FAILED };
+/* The reasons that are given here; those that only `recover` gives are numbers, of which Python says how many there are. */
+enum refused { FULL, BOARD, BUDGET, REENTRANT, CLOSED, CLOCK, INVALID, REASONS_MIN };
+enum outcome { WRITTEN, COERCE, OFF_CLOCK, SHUT, REFUSED, FAILED };
 
 #define FIELDS_MAX 64
+#define REASONS_MAX 64 /* words that a segment has room for */
 #define NULL_LENGTH 0xFFFF
+#define TEXT_WIDTH_MAX 32768
+#define SLOT_BYTES_MAX (1 << 20)
 #define LINE_BYTES 64
 #define PAGE_BYTES 4096
 #define TIMESTAMP_MIN INT64_C(946684800000000) /* 2000-01-01 */
+#define TIMESTAMP_MAX INT64_C(7258118400000000) /* 2200-01-01, as the decoder has it */
 #define TIMESTAMP_AHEAD_MAX INT64_C(3600000000) /* one hour */
 
 typedef union {
@@ -182,6 +186,10 @@ static int choices_new(PyObject *tuple, int kind, Choices **to)
             if (choices->integers[i] == -1 && PyErr_Occurred())
                 return -1;
         }
+        else if (!PyUnicode_Check(choice)) {
+            PyErr_Format(PyExc_TypeError, "choice: got %.100s, wanted a str", Py_TYPE(choice)->tp_name);
+            return -1;
+        }
         else {
             Py_INCREF(choice);
             choices->texts[i] = choice;
@@ -193,20 +201,61 @@ static int choices_new(PyObject *tuple, int kind, Choices **to)
 static inline uintptr_t aligned(uintptr_t bytes, uintptr_t to) { return (bytes + to - 1) & ~(to - 1); }
 static size_t whole_words(size_t bytes) { return aligned(bytes, 8); }
 
-/* One field from its description: (name, kind, offset, width, nullable, minimum, maximum, choices). The limits are floats
-   for a double and ints for every other kind. */
-static int field_init(Field *field, PyObject *description, int index)
+/* For PyArg_Parse: an int as a long long. One that none holds is -1, which no count or place may be. */
+static int as_count(PyObject *value, void *to)
+{
+    int overflow;
+    PyObject *whole = PyNumber_Index(value);
+    if (!whole)
+        return 0;
+    long long count = PyLong_AsLongLongAndOverflow(whole, &overflow);
+    Py_DECREF(whole);
+    if (count == -1 && PyErr_Occurred())
+        return 0;
+    *(long long *)to = overflow ? -1 : count;
+    return 1;
+}
+
+/* Bytes of a slot that belong to a field: of a text its length and whole words, since it is copied by words. */
+static long long reserved_bytes(long long kind, long long width)
+{
+    return kind >= SYMBOL ? (long long)whole_words((size_t)width + 2) : width;
+}
+
+/* Whether a field can be of this kind and width, and lie there in a slot: what is written later is not checked again. */
+static int place_fits(long long kind, long long offset, long long width, long long slot_bytes)
+{
+    if (kind < TIMESTAMP || kind >= KINDS)
+        return 0;
+    if (kind >= SYMBOL ? width < 1 || width > TEXT_WIDTH_MAX : width != (kind == BOOLEAN ? 1 : 8))
+        return 0;
+    return offset >= 8 && offset <= slot_bytes - reserved_bytes(kind, width) && (kind == BOOLEAN || offset % 8 == 0);
+}
+
+/* One field of a slot of `slot_bytes` from its description: (name, kind, offset, width, nullable, minimum, maximum, choices).
+   The limits are floats for a double and ints for every other kind. */
+static int field_init(Field *field, PyObject *description, int index, long long slot_bytes)
 {
     PyObject *name, *choices, *minimum, *maximum;
-    int kind, nullable;
-    unsigned int offset, width;
-    if (!PyArg_ParseTuple(description, "UiIIpOOO!", &name, &kind, &offset, &width, &nullable, &minimum, &maximum, &PyTuple_Type,
-                          &choices))
+    int nullable;
+    long long kind, offset, width;
+    if (!PyTuple_Check(description)) {
+        PyErr_Format(PyExc_TypeError, "field %d: got %.100s, wanted a tuple", index, Py_TYPE(description)->tp_name);
         return -1;
+    }
+    if (!PyArg_ParseTuple(description, "UO&O&O&pOOO!", &name, as_count, &kind, as_count, &offset, as_count, &width, &nullable,
+                          &minimum, &maximum, &PyTuple_Type, &choices))
+        return -1;
+    if (!place_fits(kind, offset, width, slot_bytes)) {
+        PyErr_Format(PyExc_ValueError, "field %d: got kind %lld of %lld bytes at byte %lld, wanted 8 bytes for a number, 1 for a "
+                     "boolean, 1 to %d for a text, inside bytes 8 to %lld of a slot, at a multiple of 8 but for a boolean",
+                     index, kind, width, offset, TEXT_WIDTH_MAX, slot_bytes);
+        return -1;
+    }
     field->kind = (uint8_t)kind;
     field->index = (uint8_t)index;
-    field->offset = offset;
-    field->width = width;
+    field->offset = (uint32_t)offset;
+    field->width = (uint32_t)width;
     field->nullable = (uint8_t)nullable;
     if (kind == DOUBLE) {
         field->minimum.number = PyFloat_AsDouble(minimum);
@@ -221,7 +270,7 @@ static int field_init(Field *field, PyObject *description, int index)
     Py_INCREF(name);
     field->name = name;
     PyUnicode_InternInPlace(&field->name);
-    if (choices_new(choices, kind, &field->choices) < 0)
+    if (choices_new(choices, field->kind, &field->choices) < 0)
         return -1;
     return 0;
 }
@@ -472,9 +521,12 @@ static inline int write_timestamp(PyObject *value, unsigned char *at, int64_t no
         if (Py_TYPE(value) != &PyLong_Type)
             return COERCE;
         stamp = PyLong_AsLongLongAndOverflow(value, &overflow);
-        if (overflow || stamp < TIMESTAMP_MIN || stamp > now + TIMESTAMP_AHEAD_MAX)
+        if (overflow || stamp > now + TIMESTAMP_AHEAD_MAX)
             return COERCE;
     }
+    /* Outside of these bounds the writer takes no time, wherever it comes from. */
+    if (UNLIKELY((uint64_t)stamp - (uint64_t)TIMESTAMP_MIN > (uint64_t)(TIMESTAMP_MAX - TIMESTAMP_MIN)))
+        return value == Py_None ? OFF_CLOCK : COERCE;
     memcpy(at, &stamp, 8);
     return WRITTEN;
 }
@@ -533,54 +585,93 @@ typedef struct {
     uint64_t *refused_words;
     uint64_t head; /* of the lane that was left last */
     uint32_t slot_bytes;
-    uint64_t refused[REFUSED_WORDS]; /* those of lanes that this ring left, and of no lane */
-    unsigned counts_generation; /* whose `refused` and `last_refused` are */
+    uint64_t refused[REASONS_MAX];  /* those of lanes that this ring left */
+    uint64_t unplaced[REASONS_MAX]; /* those of no lane: the next one's words take them over, where others see them */
+    int reasons; /* how many words a lane has for them */
+    unsigned counts_generation; /* whose `refused`, `unplaced` and `last_refused` are */
     PyObject *descriptions; /* a tuple, one for each field */
     int field_count;
     PyObject *coerce;  /* coerce(index, value) -> a value of the exact type, or raises */
     PyObject *recover; /* recover() -> True once attached to a lane that may be written */
+    PyObject *invalid; /* invalid(error) -> True: an append of wrong input returns False. Or None: it always raises */
     Py_buffer memory, board_memory;
     int recovering;
     unsigned recovering_generation; /* a child forked in the middle of it is not recovering */
     int last_refused; /* reason + 1 of the latest refusal, or 0 */
 } Ring;
 
-static int ring_init(Ring *self, PyObject *args, PyObject *kwargs)
+/* Each field is made once here, so that a wrong one is named now. */
+static int ring_check_fields(PyObject *fields, long long slot_bytes)
 {
-    PyObject *fields, *coerce, *recover;
-    unsigned int slot_bytes;
-    static char *names[] = {"fields", "slot_bytes", "coerce", "recover", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!IOO", names, &PyTuple_Type, &fields, &slot_bytes, &coerce, &recover))
-        return -1;
-    Py_ssize_t count = PyTuple_Size(fields);
-    if (self->field_count || count < 2 || count > FIELDS_MAX) {
-        PyErr_Format(PyExc_ValueError, "fields: got %zd (and %d before), wanted 2 to %d, once", count, self->field_count,
-                     FIELDS_MAX);
-        return -1;
-    }
-    for (Py_ssize_t i = 0; i < count; i++) { /* each is made once here, so that a wrong one is named now */
-        Field field = {0};
-        PyObject *description = PyTuple_GetItem(fields, i);
-        int made = description ? field_init(&field, description, (int)i) : -1;
-        uint64_t reserved = field.kind >= SYMBOL ? whole_words((uint64_t)field.width + 2) : field.width;
-        int fits = field.offset >= 8 && field.offset + reserved <= slot_bytes;
-        field_clear(&field);
-        if (made < 0)
-            return -1;
-        if (!fits) {
-            PyErr_Format(PyExc_ValueError, "field %zd: got a place outside bytes 8 to %u of a slot", i, slot_bytes);
-            return -1;
+    Field made[FIELDS_MAX];
+    int count = (int)PyTuple_GET_SIZE(fields), at = 0, sound = 1;
+    memset(made, 0, sizeof made);
+    for (; sound && at < count; at++) {
+        Field *field = &made[at];
+        sound = field_init(field, PyTuple_GET_ITEM(fields, at), at, slot_bytes) == 0;
+        for (int other = 0; sound && other < at; other++) {
+            long long start = field->offset, end = start + reserved_bytes(field->kind, field->width);
+            long long begin = made[other].offset, stop = begin + reserved_bytes(made[other].kind, made[other].width);
+            if (start < stop && begin < end) {
+                PyErr_Format(PyExc_ValueError, "field %d: got bytes %lld to %lld of a slot, wanted none of those of field %d", at,
+                             start, end, other);
+                sound = 0;
+            }
+            else if (PyUnicode_Compare(field->name, made[other].name) == 0) {
+                PyErr_Format(PyExc_ValueError, "field %d: got name %R, wanted another than that of field %d", at, field->name,
+                             other);
+                sound = 0;
+            }
+        }
+        if (sound && (field->kind == TIMESTAMP) != (at == count - 1)) {
+            PyErr_SetString(PyExc_ValueError, "fields: wanted one time, the last of them");
+            sound = 0;
         }
     }
+    while (at-- > 0)
+        field_clear(&made[at]);
+    return sound ? 0 : -1;
+}
+
+static int ring_init(Ring *self, PyObject *args, PyObject *kwargs)
+{
+    PyObject *fields, *coerce, *recover, *invalid = Py_None;
+    long long slot_bytes, reasons;
+    static char *names[] = {"fields", "slot_bytes", "reasons", "coerce", "recover", "invalid", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O&O&OO|O", names, &PyTuple_Type, &fields, as_count, &slot_bytes, as_count,
+                                     &reasons, &coerce, &recover, &invalid))
+        return -1;
+    Py_ssize_t count = PyTuple_GET_SIZE(fields);
+    if (self->field_count) {
+        PyErr_SetString(PyExc_ValueError, "Ring was initialised before, wanted it once");
+        return -1;
+    }
+    if (count < 2 || count > FIELDS_MAX) {
+        PyErr_Format(PyExc_ValueError, "fields: got %zd, wanted 2 to %d", count, FIELDS_MAX);
+        return -1;
+    }
+    if (slot_bytes < 16 || slot_bytes > SLOT_BYTES_MAX || slot_bytes % 8) {
+        PyErr_Format(PyExc_ValueError, "slot_bytes: got %lld, wanted a multiple of 8 from 16 to %d", slot_bytes, SLOT_BYTES_MAX);
+        return -1;
+    }
+    if (reasons < REASONS_MIN || reasons > REASONS_MAX) {
+        PyErr_Format(PyExc_ValueError, "reasons: got %lld, wanted %d to %d", reasons, REASONS_MIN, REASONS_MAX);
+        return -1;
+    }
+    if (ring_check_fields(fields, slot_bytes) < 0)
+        return -1;
     Py_INCREF(fields);
     self->descriptions = fields;
     self->field_count = (int)count;
-    self->slot_bytes = slot_bytes;
+    self->slot_bytes = (uint32_t)slot_bytes;
+    self->reasons = (int)reasons;
     self->counts_generation = fork_generation;
     Py_INCREF(coerce);
     self->coerce = coerce;
     Py_INCREF(recover);
     self->recover = recover;
+    Py_INCREF(invalid);
+    self->invalid = invalid;
     return 0;
 }
 
@@ -592,6 +683,7 @@ static void ring_own_counts(Ring *self)
     self->counts_generation = fork_generation;
     self->last_refused = 0;
     memset(self->refused, 0, sizeof(self->refused));
+    memset(self->unplaced, 0, sizeof(self->unplaced));
 }
 
 /* Whether the attached lane's words are this process's: those that a forked child inherited are its parent's, who goes on
@@ -610,7 +702,7 @@ static void ring_release(Ring *self)
     if (!self->lane.slots)
         return;
     ring_own_counts(self);
-    for (int i = 0; i < REFUSED_WORDS && lane_is_own(&self->lane); i++)
+    for (int i = 0; i < self->reasons && lane_is_own(&self->lane); i++)
         self->refused[i] += load_relaxed(&self->refused_words[i]);
     self->head = ring_head_now(self);
     self->lane.slots = NULL;
@@ -619,13 +711,25 @@ static void ring_release(Ring *self)
     PyBuffer_Release(&self->board_memory);
 }
 
+static void ring_count(Ring *self, int reason, uint64_t rows)
+{
+    if (lane_is_own(&self->lane)) {
+        uint64_t *word = &self->refused_words[reason];
+        __atomic_store_n(word, load_relaxed(word) + rows, __ATOMIC_RELAXED);
+    }
+    else
+        self->unplaced[reason] += rows;
+}
+
+/* Whether words lie at `at`, aligned and below `end`. */
+static int words_fit(long long at, long long words, long long end) { return at >= 0 && at % 8 == 0 && at <= end - 8 * words; }
+
 static PyObject *ring_attach(Ring *self, PyObject *args)
 {
     PyObject *memory, *board;
-    unsigned long long slots_offset, capacity;
-    unsigned int state, head, tail, refused, refuse;
-    if (!PyArg_ParseTuple(args, "OOKK(IIIII)", &memory, &board, &slots_offset, &capacity, &state, &head, &tail, &refused,
-                          &refuse))
+    long long slots_offset, capacity, state, head, tail, refused, refuse;
+    if (!PyArg_ParseTuple(args, "OOO&O&(O&O&O&O&O&)", &memory, &board, as_count, &slots_offset, as_count, &capacity, as_count,
+                          &state, as_count, &head, as_count, &tail, as_count, &refused, as_count, &refuse))
         return NULL;
     if (!self->slot_bytes) {
         PyErr_SetString(PyExc_TypeError, "Ring was not initialised");
@@ -638,14 +742,15 @@ static PyObject *ring_attach(Ring *self, PyObject *args)
         PyBuffer_Release(&self->memory);
         return NULL;
     }
-    unsigned long long room = (unsigned long long)self->memory.len;
-    if (!capacity || (capacity & (capacity - 1)) || slots_offset > room ||
-        capacity > (room - slots_offset) / self->slot_bytes || (unsigned long long)refused + 8 * REFUSED_WORDS > slots_offset ||
-        state + 8ULL > slots_offset || head + 8ULL > slots_offset || tail + 8ULL > slots_offset ||
-        (Py_ssize_t)refuse + 8 > self->board_memory.len || ((uintptr_t)self->memory.buf & 7) ||
-        ((uintptr_t)self->board_memory.buf & 7) || ((state | head | tail | refused | refuse) & 7)) {
-        PyErr_Format(PyExc_ValueError, "memory: got %llu bytes for %llu slots of %u bytes from byte %llu on, wanted a power of "
-                     "two of slots inside it, and aligned words below them", room, capacity, self->slot_bytes, slots_offset);
+    long long room = self->memory.len;
+    int fits = capacity > 0 && !(capacity & (capacity - 1)) && words_fit(slots_offset, 0, room) &&
+               capacity <= (room - slots_offset) / self->slot_bytes && words_fit(state, 1, slots_offset) &&
+               words_fit(head, 1, slots_offset) && words_fit(tail, 1, slots_offset) &&
+               words_fit(refused, self->reasons, slots_offset) && words_fit(refuse, 1, self->board_memory.len) &&
+               !((uintptr_t)self->memory.buf & 7) && !((uintptr_t)self->board_memory.buf & 7);
+    if (!fits) {
+        PyErr_Format(PyExc_ValueError, "memory: got %lld bytes for %lld slots of %u bytes from byte %lld on, wanted a power of two "
+                     "of slots inside it, and aligned words below them", room, capacity, self->slot_bytes, slots_offset);
         PyBuffer_Release(&self->memory);
         PyBuffer_Release(&self->board_memory);
         return NULL;
@@ -659,10 +764,16 @@ static PyObject *ring_attach(Ring *self, PyObject *args)
         .head_word = (uint64_t *)(base + head),
         .tail_word = (uint64_t *)(base + tail),
         .tail = load_acquire((uint64_t *)(base + tail)),
-        .capacity = capacity,
+        .capacity = (uint64_t)capacity,
         .slot_bytes = self->slot_bytes,
         .generation = fork_generation,
     };
+    ring_own_counts(self);
+    for (int i = 0; i < self->reasons; i++)
+        if (self->unplaced[i]) {
+            ring_count(self, i, self->unplaced[i]);
+            self->unplaced[i] = 0;
+        }
     ring_tell_appenders(self);
     Py_RETURN_NONE;
 }
@@ -673,16 +784,11 @@ static PyObject *ring_detach(Ring *self, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
-static void ring_refuse(Ring *self, enum refused reason, uint64_t rows)
+static void ring_refuse(Ring *self, int reason, uint64_t rows)
 {
     ring_own_counts(self);
-    self->last_refused = (int)reason + 1;
-    if (lane_is_own(&self->lane)) {
-        uint64_t *word = &self->refused_words[reason];
-        __atomic_store_n(word, load_relaxed(word) + rows, __ATOMIC_RELAXED);
-    }
-    else
-        self->refused[reason] += rows;
+    self->last_refused = reason + 1;
+    ring_count(self, reason, rows);
 }
 
 static inline int lane_usable(const Lane *lane) { return lane_is_own(lane) && load_relaxed(lane->state_word) == 0; }
@@ -716,7 +822,7 @@ static int ring_recover(Ring *self, uint64_t rows)
         return -1;
     if (reason == -1 && lane_usable(&self->lane))
         return 1;
-    ring_refuse(self, reason >= 0 && reason < REFUSED_WORDS ? (enum refused)reason : BUDGET, rows);
+    ring_refuse(self, reason >= 0 && reason < self->reasons ? (int)reason : BUDGET, rows);
     return 0;
 }
 
@@ -800,9 +906,9 @@ failed:
 static PyObject *ring_refused(Ring *self, PyObject *Py_UNUSED(none))
 {
     ring_own_counts(self);
-    PyObject *counts = PyTuple_New(REFUSED_WORDS);
-    for (int i = 0; counts && i < REFUSED_WORDS; i++) {
-        uint64_t total = self->refused[i] + (lane_is_own(&self->lane) ? load_relaxed(&self->refused_words[i]) : 0);
+    PyObject *counts = PyTuple_New(self->reasons);
+    for (int i = 0; counts && i < self->reasons; i++) {
+        uint64_t total = self->refused[i] + self->unplaced[i] + (lane_is_own(&self->lane) ? load_relaxed(&self->refused_words[i]) : 0);
         PyObject *count = PyLong_FromUnsignedLongLong(total);
         if (!count || PyTuple_SetItem(counts, i, count) < 0) {
             Py_DECREF(counts);
@@ -810,6 +916,21 @@ static PyObject *ring_refused(Ring *self, PyObject *Py_UNUSED(none))
         }
     }
     return counts;
+}
+
+/* refuse(reason, rows): for what Python code refuses before it asks the ring. */
+static PyObject *ring_refuse_rows(Ring *self, PyObject *args)
+{
+    long long reason, rows;
+    if (!PyArg_ParseTuple(args, "O&O&", as_count, &reason, as_count, &rows))
+        return NULL;
+    if (reason < 0 || reason >= self->reasons || rows < 0) {
+        PyErr_Format(PyExc_ValueError, "refuse: got reason %lld for %lld rows, wanted a reason below %d", reason, rows,
+                     self->reasons);
+        return NULL;
+    }
+    ring_refuse(self, (int)reason, (uint64_t)rows);
+    Py_RETURN_NONE;
 }
 
 static PyObject *ring_head(Ring *self, void *Py_UNUSED(closure))
@@ -831,6 +952,7 @@ static int ring_traverse(Ring *self, visitproc visit, void *arg)
     Py_VISIT(self->descriptions);
     Py_VISIT(self->coerce);
     Py_VISIT(self->recover);
+    Py_VISIT(self->invalid);
     return 0;
 }
 
@@ -839,6 +961,7 @@ static int ring_clear(Ring *self)
     Py_CLEAR(self->descriptions);
     Py_CLEAR(self->coerce);
     Py_CLEAR(self->recover);
+    Py_CLEAR(self->invalid);
     return 0;
 }
 
@@ -858,6 +981,7 @@ static PyMethodDef ring_methods[] = {
     {"detach", (PyCFunction)ring_detach, METH_NOARGS, "detach()\n\nLets go of the memory; the next append recovers."},
     {"append_many", (PyCFunction)ring_append_many, METH_VARARGS,
      "append_many(rows, count) -> int\n\nAppends checked slots; how many were accepted, from the front."},
+    {"refuse", (PyCFunction)ring_refuse_rows, METH_VARARGS, "refuse(reason, rows)\n\nCounts rows that were refused."},
     {"refused", (PyCFunction)ring_refused, METH_NOARGS, "refused() -> tuple of counts, by reason"},
     {NULL, NULL, 0, NULL},
 };
@@ -870,7 +994,7 @@ static PyGetSetDef ring_getset[] = {
 };
 
 static PyType_Slot ring_slots[] = {
-    {Py_tp_doc, "Ring(fields, slot_bytes, coerce, recover)\n\nThe producer's side of one lane after another."},
+    {Py_tp_doc, "Ring(fields, slot_bytes, reasons, coerce, recover, invalid=None)\n\nThe producer's side of one lane after another."},
     {Py_tp_init, ring_init},
     {Py_tp_new, PyType_GenericNew},
     {Py_tp_dealloc, ring_dealloc},
@@ -1053,7 +1177,7 @@ static int appender_init(Appender *self, PyObject *args, PyObject *kwargs)
             return PyErr_SetString(PyExc_TypeError, "ring: it is gone"), -1;
         PyObject *description = PyTuple_GetItem(plan->ring->descriptions, i);
         Field *field = &self->fields[plan->count]; /* a preset one is cleared again, and its place used by the next */
-        if (!description || field_init(field, description, i) < 0) {
+        if (!description || field_init(field, description, i, plan->ring->slot_bytes) < 0) {
             field_clear(field);
             return -1;
         }
@@ -1273,8 +1397,8 @@ static int appender_write_or_default(const Appender *self, PyObject *const *valu
 }
 
 /* Writes one record to a free slot of this process's lane and publishes it. `count` values: with the timestamp, or all but
-   it; `complete`: none of the others is NULL. COERCE: a value is not of the exact type, or wrong; SHUT: the lane or the board
-   takes none; nothing was published. */
+   it; `complete`: none of the others is NULL. COERCE: a value is not of the exact type, or wrong; OFF_CLOCK: all is well but
+   the clock that should stamp it; SHUT: the lane or the board takes none; nothing was published. */
 INLINE int appender_write(Appender *self, PyObject *const *values, int count, int complete)
 {
     Plan *plan = plan_of(self);
@@ -1288,9 +1412,9 @@ INLINE int appender_write(Appender *self, PyObject *const *values, int count, in
         copy_run(slot, self->image, &self->runs[i]);
     int written = complete ? appender_write_given(self, values, slot) : appender_write_or_default(self, values, slot);
     int64_t now = now_us(); /* last: reading the clock waits for all that was loaded before, which had better be much */
-    if (UNLIKELY(written != WRITTEN ||
-                 write_timestamp(timestamp, slot + plan->timestamp_offset, now) != WRITTEN))
-        return COERCE;
+    int stamped = write_timestamp(timestamp, slot + plan->timestamp_offset, now);
+    if (UNLIKELY((written | stamped) != WRITTEN))
+        return written != WRITTEN ? written : stamped;
     if (UNLIKELY(!lane_open(lane)))
         return SHUT;
     lane_publish(lane, head + 1);
@@ -1346,7 +1470,36 @@ static __attribute__((noinline)) int appender_write_when_ready(Appender *self, P
             return ready < 0 ? FAILED : REFUSED;
         outcome = appender_write(self, values, count, complete);
     }
-    return outcome;
+    if (outcome != OFF_CLOCK)
+        return outcome;
+    ring_refuse(plan_of(self)->ring, CLOCK, 1);
+    return REFUSED;
+}
+
+/* Wrong input, for which an exception is set: counted, and `invalid` decides whether the caller gets it, or False. An interrupt
+   is no wrong input, nor is memory that ran out. */
+static __attribute__((noinline)) PyObject *appender_refuse_invalid(Appender *self)
+{
+    Ring *ring = plan_of(self)->ring;
+    if (!PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
+        return NULL;
+    ring_refuse(ring, INVALID, 1);
+    if (!ring->invalid || ring->invalid == Py_None) /* NULL: cleared by the garbage collector */
+        return NULL;
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    PyObject *answer = PyObject_CallFunctionObjArgs(ring->invalid, error, NULL);
+    int is_taken = answer ? PyObject_IsTrue(answer) : -1;
+    Py_XDECREF(answer);
+    if (is_taken == 0) {
+        PyErr_Restore(type, error, traceback);
+        return NULL;
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    return is_taken < 0 ? NULL : PyBool_FromLong(0);
 }
 
 /* The long way of an append: where no slot is at hand, or the values are not of the exact types. */
@@ -1354,16 +1507,16 @@ static __attribute__((noinline)) PyObject *appender_append_slowly(Appender *self
                                                                   int complete)
 {
     int outcome = appender_write_when_ready(self, values, count, complete);
-    if (outcome == COERCE) {
+    for (int tries = 0; outcome == COERCE && tries < 2; tries++) { /* again: the clock may have been set back in between */
         PyObject *exact[FIELDS_MAX] = {NULL};
         if (appender_coerce(self, values, count, exact) < 0)
-            return NULL;
+            return appender_refuse_invalid(self);
         outcome = appender_write_when_ready(self, exact, count, complete); /* anew: Python code has run since */
         for (int i = 0; i < count; i++)
             Py_XDECREF(exact[i]);
-        if (outcome == COERCE)
-            PyErr_SetString(PyExc_SystemError, "coerce gave back a value that does not fit");
     }
+    if (outcome == COERCE)
+        PyErr_SetString(PyExc_SystemError, "coerce gave back a value that does not fit");
     return outcome == WRITTEN || outcome == REFUSED ? PyBool_FromLong(outcome == WRITTEN) : NULL;
 }
 
@@ -1391,7 +1544,7 @@ static __attribute__((noinline)) PyObject *appender_append_arranged(Appender *se
         PyTuple_GET_ITEM(names, 0) == self->fields[count - 1].name)
         return appender_append_values(self, args, count, 1);
     int complete = appender_arrange(self, args, given, names, values);
-    return complete < 0 ? NULL : appender_append_values(self, values, count, complete);
+    return complete < 0 ? appender_refuse_invalid(self) : appender_append_values(self, values, count, complete);
 }
 
 HOT static PyObject *appender_append(Appender *self, PyObject *const *args, Py_ssize_t given, PyObject *names)

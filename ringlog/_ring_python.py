@@ -8,6 +8,7 @@ before the slot, and the drain would read a slot of the last lap.
 
 from __future__ import annotations
 
+import operator
 import os
 import struct
 import threading
@@ -15,9 +16,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ringlog.layout import REFUSED_WORDS, Refused
-from ringlog.records.fields import NULL_LENGTH, NULL_LONG, Kind
+from ringlog.errors import RecordError
+from ringlog.layout import REASONS_MAX, Refused
+from ringlog.records.declaration import SLOT_BYTES_MAX
+from ringlog.records.fields import (
+    NULL_LENGTH,
+    NULL_LONG,
+    TEXT_WIDTH_BYTES_MAX,
+    TIMESTAMP_MAX_US,
+    TIMESTAMP_MIN_US,
+    Kind,
+    whole_words,
+)
 
+FIELDS_MAX = 64
 _WORD = struct.Struct("@Q")  # native: one 8-byte store, where "=Q" would be eight of one byte
 _fork_generation = 0
 
@@ -66,17 +78,24 @@ class Ring:
         self,
         fields: tuple[tuple[Any, ...], ...],
         slot_bytes: int,
+        reasons: int,
         coerce: Callable[..., Any],
         recover: Callable[[], Any],
+        invalid: Callable[[RecordError], Any] | None = None,
     ) -> None:
+        slot_bytes, reasons = operator.index(slot_bytes), operator.index(reasons)
+        _check_construction(fields, slot_bytes, reasons)
         self.fields = tuple(_FieldWriter(*field) for field in fields)
         self.slot_bytes = slot_bytes
+        self.reasons = reasons
         self.coerce = coerce
         self.recover = recover
+        self.invalid = invalid
         self.attached = False
         self.head = 0
         self._last_refused = -1
-        self._left_refused = [0] * REFUSED_WORDS  # those of lanes that this ring left, and of no lane
+        self._left_refused = [0] * reasons  # those of lanes that this ring left
+        self._unplaced = [0] * reasons  # those of no lane: the next one's words take them over, where others see them
         self._counts_generation = _fork_generation  # whose both of these are
         # Held by an append from the slot's first byte to its publishing: threads of this process share the ring. Not
         # waited for: a signal handler that appends in the middle of an append would wait for itself.
@@ -93,10 +112,11 @@ class Ring:
         if view.readonly:
             raise BufferError("memory: got memory that is read-only, wanted it writable")
         *lane_words, refuse = words
-        last_words = [*lane_words[:3], lane_words[3] + 8 * (REFUSED_WORDS - 1)]
+        last_words = [*lane_words[:3], lane_words[3] + 8 * (self.reasons - 1)]
         fits = (
             capacity > 0
             and capacity & (capacity - 1) == 0
+            and min(*words, slots_offset) >= 0
             and slots_offset + capacity * self.slot_bytes <= len(view)
             and all(word + 8 <= slots_offset for word in last_words)
             and refuse + 8 <= len(board_view)
@@ -110,7 +130,7 @@ class Ring:
         self._memory = view
         self._words = view[:slots_offset].cast("Q")
         self._board = board_view
-        self._board_words = self._board.cast("Q")
+        self._board_words = self._board[: refuse + 8].cast("Q")
         self._state, self._head_word, self._tail_word, self._refused, self._refuse = (word // 8 for word in words)
         self._slots_offset = slots_offset
         self._capacity = capacity
@@ -118,6 +138,10 @@ class Ring:
         self._tail = self._words[self._tail_word]
         self._generation = _fork_generation
         self.attached = True
+        self._own_counts()
+        for reason, rows in enumerate(self._unplaced):
+            self._words[self._refused + reason] += rows
+        self._unplaced = [0] * self.reasons
 
     def detach(self) -> None:
         """Lets go of the memory; the next append recovers. Inside an append (a signal handler) once that is done."""
@@ -130,7 +154,9 @@ class Ring:
     def _release(self) -> None:
         if not self.attached:
             return
-        self._left_refused[:] = self.refused()
+        if self._is_own:
+            for reason in range(self.reasons):
+                self._left_refused[reason] += self._words[self._refused + reason]
         self.attached = False
         for view in (self._words, self._board_words, self._memory, self._board):
             view.release()
@@ -140,7 +166,8 @@ class Ring:
         if self._counts_generation != _fork_generation:
             self._counts_generation = _fork_generation
             self._last_refused = -1
-            self._left_refused = [0] * REFUSED_WORDS
+            self._left_refused = [0] * self.reasons
+            self._unplaced = [0] * self.reasons
 
     @property
     def _is_own(self) -> bool:
@@ -157,17 +184,25 @@ class Ring:
     def refused(self) -> tuple[int, ...]:
         """How many records were refused, by reason."""
         self._own_counts()
-        if not self._is_own:
-            return tuple(self._left_refused)
-        return tuple(left + self._words[self._refused + i] for i, left in enumerate(self._left_refused))
+        here = [self._words[self._refused + i] if self._is_own else 0 for i in range(self.reasons)]
+        return tuple(map(sum, zip(self._left_refused, self._unplaced, here, strict=True)))
 
     def refuse(self, reason: int, rows: int) -> None:
-        self._own_counts()
-        self._last_refused = int(reason)
-        if self._is_own:
-            self._words[self._refused + reason] += rows
-        else:
-            self._left_refused[reason] += rows
+        """Counts rows that were refused."""
+        if not 0 <= reason < self.reasons or rows < 0:
+            raise ValueError(f"refuse: got reason {reason} for {rows} rows, wanted a reason below {self.reasons}")
+        with self._own_lock():
+            self._own_counts()
+            self._last_refused = int(reason)
+            if self._is_own:
+                self._words[self._refused + reason] += rows
+            else:
+                self._unplaced[reason] += rows
+
+    def takes_invalid(self, error: RecordError) -> bool:
+        """Counts wrong input; whether the append then returns False, rather than raise."""
+        self.refuse(Refused.INVALID, 1)
+        return self.invalid is not None and bool(self.invalid(error))
 
     def _usable(self) -> bool:
         return self._is_own and self._words[self._state] == 0
@@ -184,7 +219,8 @@ class Ring:
             finally:
                 self._recovering = False
             if answer is not True or not self._usable():
-                self.refuse(Refused.BUDGET if answer is True else answer, rows)
+                known = answer is not True and 0 <= answer < self.reasons
+                self.refuse(answer if known else Refused.BUDGET, rows)
                 return 0
         if self._board_words[self._refuse]:
             self.refuse(Refused.BOARD, rows)
@@ -272,8 +308,15 @@ class Ring:
             at = self.slot(self.head)
             _WORD.pack_into(self._memory, at, self.head)
             fence()  # SYNC POINT overwritten: with a tap's copy
-            for field, value in values:
+            *fields, (timestamp, stamp) = values
+            for field, value in fields:
                 field.write(self._memory, at, value)
+            if stamp is None:
+                stamp = time.time_ns() // 1000
+                if not TIMESTAMP_MIN_US <= stamp <= TIMESTAMP_MAX_US:
+                    self.refuse(Refused.CLOCK, 1)
+                    return False
+            timestamp.write(self._memory, at, stamp)
             self.publish(1)
             return True
         finally:
@@ -300,9 +343,7 @@ class _FieldWriter:
             memory[at + 2 : at + 2 + len(text)] = text
             return
         if value is None:
-            value = {Kind.DOUBLE: float("nan"), Kind.LONG: NULL_LONG}.get(Kind(self.kind), value)
-        if value is None:  # a timestamp left out
-            value = time.time_ns() // 1000
+            value = float("nan") if self.kind == Kind.DOUBLE else NULL_LONG
         self._word.pack_into(memory, at, value)
 
 
@@ -325,13 +366,73 @@ class Appender:
 
     def append(self, *args: Any, **kwargs: Any) -> bool:
         """True: accepted. False: refused and counted by reason."""
-        coerce = self._ring.coerce
-        names = self._names
-        given = dict(zip(names[:-1], args, strict=False))  # the timestamp is passed by name
-        passed = {**self._defaults, **given, **kwargs}
-        if len(args) >= len(names) or given.keys() & kwargs.keys() or passed.keys() != set(names):
-            coerce(-1, len(args), tuple(kwargs), names)
-        if self._ring.refuses():
+        ring, coerce, names = self._ring, self._ring.coerce, self._names
+        try:
+            given = dict(zip(names[:-1], args, strict=False))  # the timestamp is passed by name
+            passed = {**self._defaults, **given, **kwargs}
+            if len(args) >= len(names) or given.keys() & kwargs.keys() or passed.keys() != set(names):
+                coerce(-1, len(args), tuple(kwargs), names)
+        except RecordError as error:
+            if ring.takes_invalid(error):
+                return False
+            raise
+        if ring.refuses():
             return False
-        values = [(field, coerce(i, passed[field.name])) for i, field in self._varying]
-        return self._ring.write(self._presets + values)
+        try:
+            values = [(field, coerce(i, passed[field.name])) for i, field in self._varying]
+        except RecordError as error:
+            if ring.takes_invalid(error):
+                return False
+            raise
+        return ring.write(self._presets + values)
+
+
+def _check_construction(fields: Any, slot_bytes: int, reasons: int) -> None:
+    """What `_ring.c` must not believe, for it writes by it; here for the same answers: ValueError, TypeError."""
+    if type(fields) is not tuple:
+        raise TypeError(f"fields: got {type(fields).__name__}, wanted a tuple")
+    if not 2 <= len(fields) <= FIELDS_MAX:
+        raise ValueError(f"fields: got {len(fields)}, wanted 2 to {FIELDS_MAX}")
+    if not 16 <= slot_bytes <= SLOT_BYTES_MAX or slot_bytes % 8:
+        raise ValueError(f"slot_bytes: got {slot_bytes}, wanted a multiple of 8 from 16 to {SLOT_BYTES_MAX}")
+    if not Refused.INVALID < reasons <= REASONS_MAX:
+        raise ValueError(f"reasons: got {reasons}, wanted {Refused.INVALID + 1} to {REASONS_MAX}")
+    taken: list[tuple[int, int, str]] = []
+    for index, field in enumerate(fields):
+        if type(field) is not tuple:
+            raise TypeError(f"field {index}: got {type(field).__name__}, wanted a tuple")
+        name, start, end, is_time = _checked_place(index, field, slot_bytes)
+        for other, (begin, stop, other_name) in enumerate(taken):
+            if start < stop and begin < end:
+                raise ValueError(
+                    f"field {index}: got bytes {start} to {end} of a slot, wanted none of those of field {other}"
+                )
+            if name == other_name:
+                raise ValueError(f"field {index}: got name {name!r}, wanted another than that of field {other}")
+        if is_time != (index == len(fields) - 1):
+            raise ValueError("fields: wanted one time, the last of them")
+        taken.append((start, end, name))
+
+
+def _checked_place(index: int, field: tuple[Any, ...], slot_bytes: int) -> tuple[str, int, int, bool]:
+    """Name, first byte and end of a field, and whether it is the time."""
+    name, kind, offset, width, _nullable, minimum, maximum, choices = field
+    kind, offset, width = operator.index(kind), operator.index(offset), operator.index(width)
+    is_text = kind >= Kind.SYMBOL
+    if not isinstance(name, str) or type(choices) is not tuple:
+        raise TypeError(f"field {index}: got name {name!r} with choices {choices!r}, wanted a str and a tuple")
+    known = Kind.TIMESTAMP <= kind <= Kind.JSON
+    reserved = whole_words(width + 2) if is_text else width
+    fits = 1 <= width <= TEXT_WIDTH_BYTES_MAX if is_text else width == (1 if kind == Kind.BOOLEAN else 8)
+    is_aligned = kind == Kind.BOOLEAN or offset % 8 == 0
+    if not (known and fits and is_aligned and 8 <= offset <= slot_bytes - reserved):
+        raise ValueError(
+            f"field {index}: got kind {kind} of {width} bytes at byte {offset}, wanted 8 bytes for a number, 1 for a "
+            f"boolean, 1 to {TEXT_WIDTH_BYTES_MAX} for a text, inside bytes 8 to {slot_bytes} of a slot, at a multiple "
+            "of 8 but for a boolean"
+        )
+    if not all(isinstance(limit, float | int if kind == Kind.DOUBLE else int) for limit in (minimum, maximum)):
+        raise TypeError(f"field {index}: got limits {minimum!r} to {maximum!r}, wanted numbers")
+    if not all(isinstance(choice, str if is_text else int) for choice in choices):
+        raise TypeError(f"field {index}: got choices {choices!r}, wanted them of one type")
+    return name, offset, offset + reserved, kind == Kind.TIMESTAMP

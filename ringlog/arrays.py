@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ringlog.errors import RecordError, RecordTypeError
+from ringlog.errors import RecordError, RecordTypeError, RecordValueError
 from ringlog.layout import Refused
 from ringlog.records import Record, defaults_of, layout_of
 from ringlog.ring import new_appender, new_ring
-from ringlog.validation import Coercion
+from ringlog.validation import Coercion, clock_words
 
 
 def rows_of(record_type: type[Record], columns: Mapping[str, Sequence[Any]]) -> NDArray[Any]:
@@ -30,7 +30,8 @@ def rows_of(record_type: type[Record], columns: Mapping[str, Sequence[Any]]) -> 
     names = tuple(columns)
     with _Scratch(record_type, rows) as scratch:
         for values in zip(*columns.values(), strict=True):
-            scratch.append(**dict(zip(names, values, strict=True)))
+            if not scratch.append(**dict(zip(names, values, strict=True))):
+                raise RecordValueError(scratch.refusal)
     return scratch.rows()
 
 
@@ -40,7 +41,8 @@ def assembled(record_type: type[Record], rows: Sequence[Callable[[], Mapping[str
     with _Scratch(record_type, len(rows)) as scratch:
         for number, row in enumerate(rows):
             try:
-                scratch.append(**row())
+                if not scratch.append(**row()):
+                    wrong.append((number, scratch.refusal))
             except RecordError as error:
                 wrong.append((number, str(error)))
     return Assembled(scratch.rows(), wrong)
@@ -58,6 +60,8 @@ class _Scratch:
 
     def __init__(self, record_type: type[Record], rows: int) -> None:
         layout = layout_of(record_type)
+        # All rows have room, so the clock is all that can refuse one.
+        self.refusal = f"{layout.name}.timestamp: got {clock_words()} to stamp it with, wanted a clock that is right"
         capacity = 1 << max(rows - 1, 0).bit_length()
         self._words = mmap.mmap(-1, 4096 + capacity * layout.slot_bytes)
         self._dtype = layout.dtype

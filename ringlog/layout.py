@@ -23,7 +23,9 @@ from collections.abc import Sequence
 
 MAGIC = b"RINGLOG\x01"
 BOARD_MAGIC = b"RINGBRD\x01"
-LAYOUT_VERSION = 1
+# Version 2 has more reasons in the refused words, which are 0 in a segment of version 1: such a lane is read as it is.
+LAYOUT_VERSION = 2
+READ_VERSIONS = (1, LAYOUT_VERSION)
 PAGE_BYTES = 4096
 
 HEADER = struct.Struct("<8sIIQQQq36sIQ")
@@ -45,6 +47,7 @@ HEAD_OFFSET = 256
 TAIL_OFFSET = 384
 REFUSED_OFFSET = 512
 LAYOUT_OFFSET = 1024
+REASONS_MAX = (LAYOUT_OFFSET - REFUSED_OFFSET) // 8
 
 
 class LaneState(enum.IntEnum):
@@ -64,7 +67,9 @@ class Refused(enum.IntEnum):
     # append was called inside an append of the same lane: in C one that is claiming it, in Python any of its thread
     REENTRANT = 3
     CLOSED = 4  # the producer is closed
-    # 5 and 6 are kept for reasons to do with the record itself. From here on: why no lane could be claimed.
+    CLOCK = 5  # this machine's clock, which would have stamped the record, is before 2000 or after 2200
+    INVALID = 6  # wrong input: append raised, or returned False where the producer was told so
+    # From here on: why no lane could be claimed.
     CLAIM_BUSY = 7  # another process held the claims lock all the while
     DESCRIPTORS = 8  # this process, or the machine, has no file descriptor left
     SHARED_MEMORY = 9  # /dev/shm is full, absent or read-only, or this process has no address space left

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ringlog.errors import RecordTypeError
+from ringlog.errors import ConfigurationError, RecordError, RecordTypeError
 from ringlog.lanes.board import Board
 from ringlog.lanes.claims import CLAIM_TIMEOUT_SECONDS, BudgetExhausted, Card, OwnedLane, claim, open_board
 from ringlog.lanes.instance import Instance
@@ -31,14 +30,16 @@ from ringlog.records import (
 )
 from ringlog.ring import IMPLEMENTATION, load, new_appender, new_ring
 from ringlog.settings import Settings
+from ringlog.shielded_logger import ShieldedLogger
 from ringlog.validation import Coercion, check_rows
 
-logger = logging.getLogger("ringlog.producer")
+logger = ShieldedLogger("ringlog.producer")
 
 # A claim lists a directory and maps memory, which an append must not do again and again while the budget is exhausted.
 CLAIM_RETRY_SECONDS = 1.0
 # An append that has to claim waits for another process's claim (a millisecond each), never for a stopped process.
 CLAIM_IN_APPEND_TIMEOUT_SECONDS = 0.1
+INVALID_LOG_SECONDS = 10.0  # between two lines about wrong input, for each record type
 
 
 class Appender:
@@ -46,8 +47,9 @@ class Appender:
 
     append(*fields, timestamp=None) -> bool takes the record type's fields in order, by position or by name, and the
     time by name alone, so that a field which is added later cannot take its place. True means accepted: the record
-    will be in its table exactly once. False means refused, and counted by reason: see `refused_reason`. Wrong input
-    raises RecordTypeError or RecordValueError.
+    will be in its table exactly once. False means refused, and counted by reason: see `refused_reason`. Wrong
+    input is counted as `invalid` and raises RecordTypeError or RecordValueError, unless the producer was made with
+    on_invalid="refuse".
     """
 
     append: Callable[..., bool]
@@ -61,7 +63,8 @@ class Appender:
         self._lane: OwnedLane | None = None
         self._claim_not_before = 0.0
         self._left: list[tuple[Card, int]] = []  # lanes of before, and what each had accepted
-        self._ring = new_ring(self.layout, Coercion(self.layout, self._defaults), self._recover)
+        self._invalid_said_by = float("-inf")
+        self._ring = new_ring(self.layout, Coercion(self.layout, self._defaults), self._recover, self._takes_invalid)
         self.append = new_appender(self._ring, {}, self._defaults)
         self._names = tuple(field.name for field in self.layout.fields)
 
@@ -81,9 +84,15 @@ class Appender:
         """Appends an array of `layout.dtype` (rows,), checked as a whole first; `seq` is not looked at.
 
         Returns how many rows were accepted, from the front; the others were refused and counted. Raises RecordTypeError
-        or RecordValueError naming field and row, and then nothing was accepted.
+        or RecordValueError naming field and row, and then nothing was accepted and all rows count as `invalid`; with
+        on_invalid="refuse" it returns 0.
         """
-        check_rows(self.layout, rows)
+        try:
+            check_rows(self.layout, rows)
+        except RecordError as error:
+            if self._refuses_invalid(error, _count_of(rows)):
+                return 0
+            raise
         return self.append_sound(rows)
 
     def append_sound(self, rows: NDArray[Any]) -> int:
@@ -91,11 +100,28 @@ class Appender:
         return self._ring.append_many(np.ascontiguousarray(rows).view(np.uint8), len(rows))
 
     def record(self, record: Record) -> bool:
-        """Appends an instance of the record type."""
+        """Appends an instance of the record type. Anything else is wrong input, too."""
         if type(record) is not self.record_type:
-            raise RecordTypeError(f"{self.layout.name}: got {type(record).__name__}, wanted {self.layout.name}")
+            error = RecordTypeError(f"{self.layout.name}: got {type(record).__name__}, wanted {self.layout.name}")
+            if self._refuses_invalid(error, 1):
+                return False
+            raise error
         *fields, stamp = (getattr(record, name) for name in self._names)
         return self.append(*fields, timestamp=stamp)
+
+    def _refuses_invalid(self, error: RecordError, rows: int) -> bool:
+        """Counts rows of wrong input; whether they are refused rather than raise."""
+        self._ring.refuse(Refused.INVALID, rows)
+        return self._takes_invalid(error)
+
+    def _takes_invalid(self, error: RecordError) -> bool:
+        """Tells the log of wrong input that was counted; whether the append returns False for it."""
+        now = time.monotonic()
+        if now >= self._invalid_said_by:
+            self._invalid_said_by = now + INVALID_LOG_SECONDS
+            count = self._ring.refused()[Refused.INVALID]
+            logger.warning("record=%s invalid=%d so far, the latest: %s", self.layout.name, count, error)
+        return self._owner.refuses_invalid
 
     @property
     def _own_lane(self) -> OwnedLane | None:
@@ -129,7 +155,7 @@ class Appender:
         return {f"{card.lane:016x}": count for card, count in counts if card.owner_pid == os.getpid()}
 
     def refused(self) -> dict[str, int]:
-        """How many records were refused, by reason: full, board, budget, reentrant, closed."""
+        """How many records were refused, by reason: see `layout.Refused`."""
         return refusals_by_name(self._ring.refused())
 
     def refused_reason(self) -> str | None:
@@ -156,9 +182,13 @@ class Appender:
     def _attach(self, timeout_seconds: float) -> None:
         board = self._owner.open_board(timeout_seconds)
         lane = claim(self._owner.instance, self.layout, lane_bytes=self._lane_bytes, timeout_seconds=timeout_seconds)
-        self._ring.attach(
-            lane.memory, board.memory, lane.slots_offset, lane.capacity, (*lane.words, BOARD_REFUSE_OFFSET)
-        )
+        try:
+            self._ring.attach(
+                lane.memory, board.memory, lane.slots_offset, lane.capacity, (*lane.words, BOARD_REFUSE_OFFSET)
+            )
+        except BaseException:
+            lane.close()  # or it would be claimed, and written by nobody, for as long as this process lives
+            raise
         self._lane = lane
         logger.debug("lane=%016x record=%s slots=%d", lane.card.lane, self.layout.name, lane.capacity)
 
@@ -194,6 +224,12 @@ class Appender:
             self._lane = None
 
 
+def _count_of(rows: Any) -> int:
+    """How many records a call with wrong input was about."""
+    is_list = (isinstance(rows, np.ndarray) and rows.ndim > 0) or isinstance(rows, list | tuple)
+    return max(len(rows), 1) if is_list else 1
+
+
 def _record_types(records: Any) -> tuple[type[Record], ...]:
     """The record types that a producer was given. RecordTypeError where they are none."""
     if not isinstance(records, Iterable):
@@ -210,6 +246,9 @@ class Producer:
 
     `records` are the record types whose lanes are claimed by `open()`; `lane_bytes` may fix the size of their slots by
     record type. Leaving without `close()`, even by kill -9, loses nothing.
+
+    `on_invalid` is what an append does with wrong input, which is counted and logged either way: "raise"
+    (RecordTypeError, RecordValueError), or "refuse", for callers that must not raise: False (0 of `append_many`).
     """
 
     def __init__(
@@ -218,7 +257,12 @@ class Producer:
         *,
         settings: Settings | None = None,
         lane_bytes: Mapping[type[Record], int] | None = None,
+        on_invalid: Literal["raise", "refuse"] = "raise",
     ) -> None:
+        if on_invalid not in ("raise", "refuse"):
+            raise ConfigurationError(f"producer: got on_invalid={on_invalid!r}, wanted 'raise' or 'refuse'")
+        self.refuses_invalid = on_invalid == "refuse"
+        self._unknown_said_by = float("-inf")
         self.instance = Instance(settings if settings is not None else Settings.from_environment())
         self.board: Board | None = None
         self.is_closed = False
@@ -254,23 +298,39 @@ class Producer:
             raise RecordTypeError(f"producer: got record type {record_type!r}, wanted one of {known}") from None
 
     def record(self, record: Record) -> bool:
-        """Appends one record of any of the producer's record types."""
-        return self.appender(type(record)).record(record)
+        """Appends one record of any of the producer's record types.
+
+        One of another type has no appender that could count it: it raises RecordTypeError, or is logged and refused.
+        """
+        return self._record(type(record), record)
+
+    def _record(self, record_type: type[Record], record: Record) -> bool:
+        try:
+            appender = self.appender(record_type)
+        except RecordTypeError as error:
+            if not self.refuses_invalid:
+                raise
+            now = time.monotonic()
+            if now >= self._unknown_said_by:
+                self._unknown_said_by = now + INVALID_LOG_SECONDS
+                logger.warning("record refused, and counted nowhere: %s", error)
+            return False
+        return appender.record(record)
 
     def record_trade(self, trade: Trade) -> bool:
-        return self.appender(Trade).record(trade)
+        return self._record(Trade, trade)
 
     def record_latency(self, sample: LatencySample) -> bool:
-        return self.appender(LatencySample).record(sample)
+        return self._record(LatencySample, sample)
 
     def record_performance(self, metric: PerformanceMetric) -> bool:
-        return self.appender(PerformanceMetric).record(metric)
+        return self._record(PerformanceMetric, metric)
 
     def record_mev(self, metric: MevMetric) -> bool:
-        return self.appender(MevMetric).record(metric)
+        return self._record(MevMetric, metric)
 
     def record_position(self, position: Position) -> bool:
-        return self.appender(Position).record(position)
+        return self._record(Position, position)
 
     def refused(self) -> dict[str, dict[str, int]]:
         """Records refused so far: table name to reason to count."""

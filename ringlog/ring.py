@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ringlog.errors import ConfigurationError
+from ringlog.errors import ConfigurationError, RecordError
+from ringlog.layout import REFUSED_WORDS
 from ringlog.records import Field, Kind, RecordLayout
+from ringlog.shielded_logger import ShieldedLogger
 
-logger = logging.getLogger("ringlog.ring")
+logger = ShieldedLogger("ringlog.ring")
 
 
 def _chosen() -> tuple[Any, str]:
@@ -51,13 +52,20 @@ else:
 __all__ = ["IMPLEMENTATION", "Ring", "load", "new_appender", "new_ring", "store"]
 
 
-def new_ring(layout: RecordLayout, coerce: Callable[..., Any], recover: Callable[[], Any]) -> Ring:
+def new_ring(
+    layout: RecordLayout,
+    coerce: Callable[..., Any],
+    recover: Callable[[], Any],
+    invalid: Callable[[RecordError], bool] | None = None,
+) -> Ring:
     """A producer's ring for records of `layout`, not yet attached to a lane.
 
     `coerce(index, value)` makes a value exact or raises; `recover()` is called where no lane can be written: it
-    attaches one and returns True, or returns the Refused reason.
+    attaches one and returns True, or returns the Refused reason. `invalid(error)` is told what coerce raised, once it
+    was counted, and says whether the append returns False instead of raising it.
     """
-    return Ring(tuple(_description(field) for field in layout.fields), layout.slot_bytes, coerce, recover)
+    fields = tuple(_description(field) for field in layout.fields)
+    return Ring(fields, layout.slot_bytes, REFUSED_WORDS, coerce, recover, invalid)
 
 
 def new_appender(ring: Ring, presets: dict[str, Any], defaults: dict[str, Any]) -> Callable[..., bool]:

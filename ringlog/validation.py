@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import operator
 import time
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
@@ -16,14 +17,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ringlog.errors import RecordTypeError, RecordValueError
+from ringlog.errors import RecordError, RecordTypeError, RecordValueError
 from ringlog.naming import did_you_mean
 from ringlog.records import TIMESTAMP, Field, Kind, RecordLayout
-from ringlog.records.fields import NULL_LENGTH, NULL_LONG
+from ringlog.records.fields import NULL_LENGTH, NULL_LONG, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
 
-TIMESTAMP_MIN_US = 946_684_800_000_000  # 2000-01-01
 TIMESTAMP_AHEAD_MAX_US = 3_600_000_000  # one hour
 CHECKED_ROWS_MAX = 4096  # at a time: the check of a wide text takes a few times its memory
+SHOWN_CHARACTERS_MAX = 80
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 
@@ -46,6 +47,7 @@ class Coercion:
 
     def _complain(self, given: int, names: Sequence[str] | None, wanted: Sequence[str]) -> NoReturn:
         call = f"{self._layout.name} append"
+        names = [str.__str__(name) for name in names or ()]
         by_place = wanted[:-1]
         if given > len(by_place):
             raise RecordTypeError(
@@ -53,19 +55,36 @@ class Coercion:
                 f"({', '.join(by_place) or 'every field is preset'}), and the time as timestamp="
             )
         positional = set(wanted[:given])
-        for name in names or ():
+        for name in names:
             if name not in wanted:
                 hint = did_you_mean(name, wanted)
-                raise RecordTypeError(f"{call}: got unknown field {name!r}, wanted one of {', '.join(wanted)}{hint}")
+                raise RecordTypeError(
+                    f"{call}: got unknown field {_shown(name)}, wanted one of {', '.join(wanted)}{hint}"
+                )
             if name in positional:
                 raise RecordTypeError(f"{call}: got {name!r} twice, by position and by name, wanted it once")
-        passed = positional | set(names or ())
+        passed = positional | set(names)
         missing = [name for name in wanted if name not in passed and name not in self._optional]
-        raise RecordTypeError(f"{call}: got {given + len(names or ())} fields, wanted also {', '.join(missing)}")
+        raise RecordTypeError(f"{call}: got {given + len(names)} fields, wanted also {', '.join(missing)}")
 
 
 def exact_value(record: str, field: Field, value: Any) -> Any:
-    """`value` as a float, int, bool, str or None that `field` stores as it is."""
+    """`value` as a float, int, bool, str or None that `field` stores as it is.
+
+    Raises RecordTypeError or RecordValueError, also for what the value's own methods raise (a tzinfo, a NaT, a subclass
+    of str); only KeyboardInterrupt, SystemExit and their like come through as they are.
+    """
+    try:
+        return _exact_value(record, field, value)
+    except RecordError:
+        raise
+    except Exception as error:
+        raise RecordValueError(
+            f"{record}.{field.name}: got {_shown(value)}, wanted {_wanted(field)} ({_said(error)})"
+        ) from error
+
+
+def _exact_value(record: str, field: Field, value: Any) -> Any:
     if value is None:
         if field.nullable or field.kind is Kind.TIMESTAMP:
             return None
@@ -102,14 +121,34 @@ def _wanted(field: Field) -> str:
 
 
 def _wrong_type(record: str, field: Field, value: Any) -> RecordTypeError:
-    return RecordTypeError(
-        f"{record}.{field.name}: got {type(value).__name__} {_shown(value)}, wanted {_wanted(field)}"
-    )
+    return RecordTypeError(f"{record}.{field.name}: got {_named(value)} {_shown(value)}, wanted {_wanted(field)}")
+
+
+def _named(value: Any) -> str:
+    return _escaped(type.__dict__["__name__"].__get__(type(value)))  # whatever its metaclass says
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    """A value in a message: on one line, short, and whatever its own `__repr__` does."""
+    try:
+        text = str.__str__(repr(value))
+    except Exception as error:  # noqa: BLE001 (a caller's own code)
+        text = f"<{_named(value)} whose repr raises {_named(error)}>"
+    text = text if len(text) <= SHOWN_CHARACTERS_MAX else text[: SHOWN_CHARACTERS_MAX - 3] + "..."
+    return _escaped(text)
+
+
+def _escaped(text: str) -> str:
+    """A caller's text in a message, which may come to a terminal."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def _said(error: Exception) -> str:
+    try:
+        text = str.__str__(str(error))
+    except Exception:  # noqa: BLE001 (a caller's own code)
+        text = ""
+    return f"{_named(error)}: {_escaped(text[:200])}" if text else _named(error)
 
 
 def _double(record: str, field: Field, value: Any) -> float:
@@ -135,7 +174,7 @@ def _long(record: str, field: Field, value: Any) -> int:
     number = int(value)
     _in_range(record, field, number)
     if field.choices and number not in field.choices:
-        raise RecordValueError(f"{record}.{field.name}: got {number}, wanted one of {_listed(field.choices)}")
+        raise RecordValueError(f"{record}.{field.name}: got {_shown(number)}, wanted one of {_listed(field.choices)}")
     return number
 
 
@@ -149,20 +188,36 @@ def _in_range(record: str, field: Field, number: float) -> None:
 def _timestamp(record: str, field: Field, value: Any) -> int:
     if isinstance(value, datetime.datetime):
         if value.utcoffset() is None:
-            raise RecordValueError(f"{record}.{field.name}: got naive datetime {value!r}, wanted one with a time zone")
-        stamp = (value - _EPOCH) // _MICROSECOND
+            raise RecordValueError(
+                f"{record}.{field.name}: got naive datetime {_shown(value)}, wanted one with a time zone"
+            )
+        stamp = operator.index((value - _EPOCH) // _MICROSECOND)
     elif isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64):
         stamp = int(value)
     else:
         raise _wrong_type(record, field, value)
-    latest = time.time_ns() // 1000 + TIMESTAMP_AHEAD_MAX_US
+    latest = latest_timestamp_us()
     if not TIMESTAMP_MIN_US <= stamp <= latest:
         hint = " (nanoseconds?)" if TIMESTAMP_MIN_US <= stamp // 1000 <= latest else ""
-        raise RecordValueError(
-            f"{record}.{field.name}: got {stamp}{hint}, wanted microseconds since the epoch "
-            "between 2000-01-01 and one hour from now"
-        )
+        raise RecordValueError(f"{record}.{field.name}: got {_shown(stamp)}{hint}, wanted {_wanted_time()}")
     return stamp
+
+
+def latest_timestamp_us() -> int:
+    """The latest time that may be given now: an hour ahead, and never one that the writer would not take."""
+    return min(time.time_ns() // 1000 + TIMESTAMP_AHEAD_MAX_US, TIMESTAMP_MAX_US)
+
+
+def clock_words() -> str:
+    """What this machine's clock says, for a message."""
+    return f"a clock at {time.strftime('%Y-%m-%d %H:%M', time.gmtime(time.time_ns() // 10**9))} UTC"
+
+
+def _wanted_time() -> str:
+    wanted = "microseconds since the epoch between 2000-01-01 and one hour from now"
+    if not TIMESTAMP_MIN_US <= time.time_ns() // 1000 <= TIMESTAMP_MAX_US:
+        wanted += f", and this machine has {clock_words()}: set it right"
+    return wanted
 
 
 def _text(record: str, field: Field, value: Any) -> str:
@@ -172,7 +227,7 @@ def _text(record: str, field: Field, value: Any) -> str:
         value = _json(record, field, value)
     text = str.__str__(value)
     try:
-        encoded = text.encode()
+        encoded = str.encode(text)
     except UnicodeEncodeError:
         raise RecordValueError(
             f"{record}.{field.name}: got a lone surrogate in {_shown(text)}, wanted text that UTF-8 can hold"
@@ -193,7 +248,7 @@ def _json(record: str, field: Field, value: dict[Any, Any] | list[Any]) -> str:
         text = msgspec.json.encode(value).decode()
     except (TypeError, ValueError, RecursionError) as error:
         wrong = RecordValueError if isinstance(error, ValueError) else RecordTypeError
-        raise wrong(f"{record}.{field.name}: got {_shown(value)}, wanted {_wanted(field)} ({error})") from None
+        raise wrong(f"{record}.{field.name}: got {_shown(value)}, wanted {_wanted(field)} ({_said(error)})") from None
     if "null" in text:
         # NaN and infinity, which JSON cannot hold, have become null: nothing may be changed silently.
         try:
@@ -214,8 +269,9 @@ def check_rows(layout: RecordLayout, rows: NDArray[Any]) -> None:
 
     Raises RecordTypeError for another dtype, RecordValueError naming the first wrong row of a field.
     """
-    if not isinstance(rows, np.ndarray):
-        raise RecordTypeError(f"{layout.name}: got {type(rows).__name__}, wanted an array: see ringlog.rows_of")
+    if not isinstance(rows, np.ndarray) or isinstance(rows, np.ma.MaskedArray):
+        raise RecordTypeError(f"{layout.name}: got {_named(rows)}, wanted an array: see ringlog.rows_of")
+    rows = np.asarray(rows)  # not a subclass, whose methods could say anything
     if rows.dtype != layout.dtype or rows.ndim != 1:
         raise RecordTypeError(
             f"{layout.name}: got dtype {rows.dtype} with {rows.ndim} dimensions, wanted one dimension of {layout.dtype}"
@@ -241,7 +297,7 @@ def _wanted_value(field: Field) -> str:
         case Kind.BOOLEAN:
             return "0 or 1"
         case Kind.TIMESTAMP:
-            return "microseconds since the epoch between 2000-01-01 and one hour from now"
+            return _wanted_time()
         case _:
             of = f", one of {_listed(field.choices)}" if field.choices else ""
             return f"at most {field.width_bytes} bytes of UTF-8 without NUL{of}"
@@ -270,8 +326,7 @@ def wrong_rows(field: Field, values: NDArray[Any]) -> NDArray[np.bool_]:
         case Kind.BOOLEAN:
             return np.asarray(values > 1)
         case Kind.TIMESTAMP:
-            latest = time.time_ns() // 1000 + TIMESTAMP_AHEAD_MAX_US
-            return np.asarray((values < TIMESTAMP_MIN_US) | (values > latest))
+            return np.asarray((values < TIMESTAMP_MIN_US) | (values > latest_timestamp_us()))
         case _:
             return _wrong_texts(field, values)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ import msgspec
 import numpy as np
 
 from ringlog.records import LatencySample, Trade, layout_of
-from ringlog.records.fields import INT64_MAX, INT64_MIN
+from ringlog.records.fields import INT64_MAX, INT64_MIN, TIMESTAMP_MIN_US
 from ringlog.replay.lines import FileError, Lines, blocks
-from ringlog.validation import TIMESTAMP_AHEAD_MAX_US, TIMESTAMP_MIN_US, exact_value
+from ringlog.validation import exact_value, latest_timestamp_us
 
 # Longest first: BTCFDUSD ends in USD too.
 QUOTE_SYMBOLS = ("FDUSD", "USDT", "USDC", "BUSD", "TUSD", "USD", "EUR", "BTC", "ETH", "BNB", "SOL")
@@ -154,8 +153,7 @@ def _trade(data: _Data) -> MarketTrade:
 
 
 def _checked_time(name: str, time_us: int) -> int:
-    latest_us = time.time_ns() // 1_000 + TIMESTAMP_AHEAD_MAX_US
-    if not TIMESTAMP_MIN_US <= time_us <= latest_us:
+    if not TIMESTAMP_MIN_US <= time_us <= latest_timestamp_us():
         raise ValueError(f"got {name} {time_us} us since the epoch, wanted 2000-01-01 to one hour from now")
     return time_us
 

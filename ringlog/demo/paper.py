@@ -30,7 +30,7 @@ from ringlog.demo.sandwich import Threat, threat
 from ringlog.demo.traders import Order, Trader, allocate
 from ringlog.errors import RinglogError
 from ringlog.postgres import ConfigWatch, Nodes, Orders, Pool, Token, Tokens
-from ringlog.producer import Producer
+from ringlog.producer import Appender, Producer
 from ringlog.records import LatencySample, Position, Record, Trade
 from ringlog.redis import Cache, Connection, PoolState
 
@@ -54,7 +54,7 @@ class _Appenders:
 
     def __init__(self, plan: Plan, timed: TimedAppends, producer: Producer, is_stopped: Any) -> None:
         self.timed = timed
-        self._by_type = {record: producer.appender(record) for record in RECORDS}
+        self._by_type: dict[type[Record], Appender] = {record: producer.appender(record) for record in RECORDS}
         self._is_stopped = is_stopped
         quote, base = paper_address(plan.quote), paper_address(plan.base)
         self._trade = self._by_type[Trade].bind(mode="paper", base_token=base, quote_token=quote, tx_signature=None)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ringlog.errors import SegmentRefused
 from ringlog.lanes.instance import Instance
+from ringlog.lanes.locks import is_locked
 from ringlog.lanes.segments import SegmentBlank, attach_segment, create_segment, unlink_segment
 from ringlog.layout import (
     BOARD_BEAT_OFFSET,
@@ -16,6 +17,7 @@ from ringlog.layout import (
     BOARD_REFUSE_OFFSET,
     BOARD_STATUS_OFFSET,
     LAYOUT_VERSION,
+    READ_VERSIONS,
     BoardReason,
 )
 from ringlog.ring import load, store
@@ -33,10 +35,11 @@ class Board:
         self.memory = segment.memory
 
     @classmethod
-    def open(cls, instance: Instance) -> Board:
+    def open(cls, instance: Instance, *, is_writer: bool = False) -> Board:
         """Attaches the instance's board or makes it. The caller holds the claims lock.
 
-        Raises SegmentRefused where what is there is not a board of this layout version.
+        Raises SegmentRefused where what is there is not a board of a layout version that can be read, or where it is of
+        an older one and a writer runs: that one would not read what this process appends. `is_writer`: it is this one.
         """
         try:
             segment = attach_segment(instance.board_name)
@@ -48,17 +51,19 @@ class Board:
             # Its maker died before the magic was written, so nobody reads it: make it anew.
             unlink_segment(instance.board_name)
             return cls._create(instance)
-        return cls._checked(instance, segment)
+        versions = READ_VERSIONS if is_writer or not is_locked(instance.lease_path) else ()
+        return cls._checked(instance, segment, versions)
 
     @classmethod
-    def _checked(cls, instance: Instance, segment: Any) -> Board:
+    def _checked(cls, instance: Instance, segment: Any, versions: tuple[int, ...]) -> Board:
         magic, version = BOARD_HEADER.unpack(bytes(segment.memory[: BOARD_HEADER.size]).ljust(BOARD_HEADER.size, b"\0"))
         size = len(segment.memory)
-        if magic != BOARD_MAGIC or version != LAYOUT_VERSION or size < BOARD_BYTES:
+        if magic != BOARD_MAGIC or version not in (LAYOUT_VERSION, *versions) or size < BOARD_BYTES:
             segment.close()
+            hint = ": upgrade the writer before the producers" if magic == BOARD_MAGIC else ""
             raise SegmentRefused(
                 f"board {instance.board_name}: got magic {magic!r} version {version} in {size} bytes, "
-                f"wanted {BOARD_MAGIC!r} version {LAYOUT_VERSION} in {BOARD_BYTES}; it is left as it is"
+                f"wanted {BOARD_MAGIC!r} version {LAYOUT_VERSION} in {BOARD_BYTES}; it is left as it is{hint}"
             )
         return cls(segment)
 
@@ -74,7 +79,7 @@ class Board:
             return None
         if len(segment.memory) < BOARD_BYTES or bytes(segment.memory[:8]) == bytes(8):
             return None  # not made yet
-        return cls._checked(instance, segment)
+        return cls._checked(instance, segment, READ_VERSIONS)
 
     @classmethod
     def _create(cls, instance: Instance) -> Board:
@@ -97,7 +102,11 @@ class Board:
         return load(self.memory, BOARD_EPOCH_OFFSET)
 
     def take_over(self) -> int:
-        """Raises the epoch; whoever holds an older one no longer moves a tail. Called under the lease's lock."""
+        """Raises the epoch; whoever holds an older one no longer moves a tail. Called under the lease's lock.
+
+        A board that an older version made is of this one from now on: producers may claim lanes of this version.
+        """
+        BOARD_HEADER.pack_into(self.memory, 0, BOARD_MAGIC, LAYOUT_VERSION)
         epoch = self.epoch + 1
         store(self.memory, BOARD_EPOCH_OFFSET, epoch)
         return epoch

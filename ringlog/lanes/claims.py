@@ -161,10 +161,10 @@ def claims_lock(instance: Instance, timeout_seconds: float = CLAIM_TIMEOUT_SECON
             lock.release()
 
 
-def open_board(instance: Instance, timeout_seconds: float = CLAIM_TIMEOUT_SECONDS) -> Board:
-    """The instance's board, made if there is none."""
+def open_board(instance: Instance, timeout_seconds: float = CLAIM_TIMEOUT_SECONDS, *, is_writer: bool = False) -> Board:
+    """The instance's board, made if there is none; see `Board.open`."""
     with claims_lock(instance, timeout_seconds):
-        return Board.open(instance)
+        return Board.open(instance, is_writer=is_writer)
 
 
 def claim(

@@ -21,6 +21,7 @@ from ringlog.layout import (
     LAYOUT_OFFSET,
     LAYOUT_VERSION,
     MAGIC,
+    READ_VERSIONS,
     REFUSED_OFFSET,
     REFUSED_WORDS,
     STATE_OFFSET,
@@ -163,7 +164,7 @@ def _checked_header(name: str, memory: Any) -> dict[str, Any]:
     if len(memory) < LAYOUT_OFFSET:
         raise SegmentRefused(f"segment {name}: got {len(memory)} bytes, wanted at least {LAYOUT_OFFSET}")
     header = dict(zip(HEADER_FIELDS, HEADER.unpack(bytes(memory[: HEADER.size])), strict=True))
-    if header["magic"] != MAGIC or header["version"] != LAYOUT_VERSION:
+    if header["magic"] != MAGIC or header["version"] not in READ_VERSIONS:
         raise SegmentRefused(
             f"segment {name}: got magic {header['magic']!r} version {header['version']}, "
             f"wanted {MAGIC!r} version {LAYOUT_VERSION}: was it made by another version of ringlog?"

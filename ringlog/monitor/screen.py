@@ -108,7 +108,7 @@ def _lane_row(lane: LaneFigures) -> list[RenderableType]:
         trouble = Text(lane.trouble, style="bold red", overflow="fold")
         return [*who[:2], trouble] if len(lane.trouble) > len(lane.record) else [*who, trouble]
     colour = "red" if lane.fill >= FILL_BAD else "yellow" if lane.fill >= FILL_WARN else "green"
-    refused = f"{sum(lane.refused.values()):,}"
+    refused = _refused(lane)
     return [
         *who,
         ProgressBar(total=1.0, completed=lane.fill, width=10, complete_style=colour, finished_style=colour),
@@ -121,6 +121,12 @@ def _lane_row(lane: LaneFigures) -> list[RenderableType]:
         "-" if lane.idle_s is None else _age(lane.idle_s),
         _age(lane.age_s),
     ]
+
+
+def _refused(lane: LaneFigures) -> str:
+    """How many records, and for which reasons, the most frequent first."""
+    reasons = sorted(lane.refused, key=lambda reason: -lane.refused[reason])
+    return f"{sum(lane.refused.values()):,} {', '.join(reasons[:2])}{', ...' if reasons[2:] else ''}".rstrip()
 
 
 def _places(snapshot: Snapshot) -> Panel:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from ringlog.errors import DeclarationError
+from ringlog.errors import DeclarationError, RecordTypeError
 from ringlog.records.fields import (
     Double,
     Field,
@@ -55,6 +55,35 @@ class RecordMeta(msgspec.StructMeta):
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
         return super().__new__(cls, name, bases, namespace, **{"frozen": True, "kw_only": True, **options})
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        """An instance. Raises RecordTypeError where fields are missing, unknown, or passed by position."""
+        try:
+            return super().__call__(*args, **values)
+        except TypeError as error:
+            wrong = _wrong_arguments(cls, args, values)
+            if wrong is None:
+                raise  # from a class's own __post_init__
+            raise RecordTypeError(f"{cls.__name__}: {wrong}") from error
+
+
+def _wrong_arguments(record: Any, args: tuple[Any, ...], values: dict[str, Any]) -> str | None:
+    """What is wrong with a constructor's arguments; None if nothing is."""
+    names = record.__struct_fields__
+    by_place = record.__match_args__
+    known = ", ".join(name for name in names if name != TIMESTAMP)
+    if len(args) > len(by_place):
+        most = f"at most {len(by_place)}" if by_place else "none"
+        return f"got {len(args)} values by position, wanted {most}: each by its name, of {known}, timestamp"
+    for name in values:
+        if name not in names:
+            return f"got unknown field {name!r:.80}, wanted one of {known}, timestamp"
+        if name in by_place[: len(args)]:
+            return f"got {name!r} twice, by position and by name, wanted it once"
+    passed = {*by_place[: len(args)], *values}
+    optional = {field.name for field in msgspec.structs.fields(record) if not field.required}
+    missing = [name for name in names if name not in passed and name not in optional]
+    return f"got {len(passed)} fields, wanted also {', '.join(missing)}" if missing else None
 
 
 @typing.dataclass_transform(kw_only_default=True, field_specifiers=(msgspec.field,))

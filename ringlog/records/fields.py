@@ -21,6 +21,9 @@ INT64_MAX = 2**63 - 1
 NULL_LONG = INT64_MIN
 NULL_LENGTH = 0xFFFF
 TEXT_WIDTH_BYTES_MAX = 32_768
+# A record's time, whoever gave it: the writer takes no other. Append is stricter, but clocks are set back.
+TIMESTAMP_MIN_US = 946_684_800_000_000  # 2000-01-01
+TIMESTAMP_MAX_US = 7_258_118_400_000_000  # 2200-01-01
 
 
 def whole_words(length_bytes: int) -> int:

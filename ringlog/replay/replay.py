@@ -26,7 +26,7 @@ from ringlog.replay.lines import FileError
 from ringlog.replay.slots import Unsound, slots_of
 from ringlog.replay.sources import SOURCES, Part, format_of
 from ringlog.settings import Settings
-from ringlog.validation import TIMESTAMP_AHEAD_MAX_US, exact_value
+from ringlog.validation import exact_value, latest_timestamp_us
 
 # A file comes as fast as the server takes it: a lane of twice the usual size makes requests twice as large, and each
 # row a sixth cheaper.
@@ -83,7 +83,7 @@ class Replay:
         mapping = dict(mapping or {})
         source = SOURCES[format_of(self._path, file_format)]
         self._source = source(self._path, self._layout, frozenset({*self._defaults, TIMESTAMP}), mapping)
-        latest_us = time.time_ns() // 1000 + TIMESTAMP_AHEAD_MAX_US
+        latest_us = latest_timestamp_us()
         self._wanted = Progress(
             str(self._path), self._layout.table, self._layout.to_json().decode(), mapping, latest_us
         )

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ringlog.records import TIMESTAMP, Field, Kind, RecordLayout
-from ringlog.records.fields import NULL_LENGTH, NULL_LONG
-from ringlog.validation import TIMESTAMP_MIN_US
+from ringlog.records.fields import NULL_LENGTH, NULL_LONG, TIMESTAMP_MIN_US
 
 
 class Unsound(Exception):

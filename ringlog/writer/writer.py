@@ -72,7 +72,7 @@ class Writer:
                 f"instance {self._instance.runtime_dir}: got a writer running already ({holder}), wanted none"
             )
         self._lease.write(f"pid={os.getpid()} since={time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
-        self._board = open_board(self._instance)
+        self._board = open_board(self._instance, is_writer=True)
         self._epoch = self._board.take_over()
         self.statistics = Statistics()
         self._directory = LaneDirectory(self._instance, on_empty=self._close_lane, on_absent=self._lose_lane)

@@ -17,7 +17,7 @@ from ringlog.lanes.claims import cards, claim
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import LaneReader
 from ringlog.lanes.segments import attach_segment
-from ringlog.layout import HEAD_OFFSET, LAYOUT_OFFSET, STATE_OFFSET, TAIL_OFFSET
+from ringlog.layout import HEAD_OFFSET, LAYOUT_OFFSET, LAYOUT_VERSION, STATE_OFFSET, TAIL_OFFSET
 from ringlog.records import layout_of
 from ringlog.ring import store
 from ringlog.settings import Settings
@@ -55,7 +55,7 @@ LAYOUT_DAMAGE = ["offset", "width", "no limits", "huge limits", "wide text", "na
                  "slot", "no timestamp", "no fields", "kind", "no JSON"]  # fmt: skip
 HEADER_DAMAGE = {
     "magic": (0, b"GARBAGE!"),
-    "version": (8, struct.pack("=I", 2)),
+    "version": (8, struct.pack("=I", LAYOUT_VERSION + 1)),
     "slot bytes": (12, struct.pack("=I", 64)),
     "capacity": (16, struct.pack("=Q", 3)),
     "capacity beyond the segment": (16, struct.pack("=Q", 1 << 40)),

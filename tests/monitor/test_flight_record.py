@@ -86,7 +86,7 @@ def test_only_what_is_still_there(lane_settings: Settings) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "another layout version": (lambda b: b[:8] + struct.pack("<I", 2) + b[12:], "version 2, wanted .* version 1"),
+    "another layout version": (lambda b: b[:8] + struct.pack("<I", 3) + b[12:], "version 3, wanted .* version 2"),
     "cut short": (lambda b: b[:9000], "in 9000 bytes, wanted lane"),
     "cut in the header": (lambda b: b[:100], "got 100 bytes, wanted at least 1024"),
     "foreign": (lambda b: b"\x89PNG\r\n\x1a\n" + b[8:], "got magic .*PNG"),

@@ -14,7 +14,8 @@ import pytest
 from ringlog.arrays import rows_of
 from ringlog.errors import RecordError, RecordTypeError, RecordValueError
 from ringlog.records import LatencySample, MevMetric, PerformanceMetric, Record, Trade, layout_of
-from ringlog.validation import TIMESTAMP_AHEAD_MAX_US, TIMESTAMP_MIN_US, check_rows, exact_value
+from ringlog.records.fields import TIMESTAMP_MIN_US
+from ringlog.validation import TIMESTAMP_AHEAD_MAX_US, check_rows, exact_value
 
 TRADE: dict[str, Any] = {
     "trader_id": "t1",

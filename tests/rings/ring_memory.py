@@ -107,6 +107,7 @@ class RingUnderTest:
         record_type: type[Record] = Everything,
         capacity: int = 8,
         recover: Callable[[], Any] | None = None,
+        invalid: Callable[[Any], Any] | None = None,
     ) -> None:
         self.implementation = implementation
         self.layout = layout_of(record_type)
@@ -114,7 +115,12 @@ class RingUnderTest:
         self.lane = Lane(self.layout, capacity)
         coerce = Coercion(self.layout, self.defaults)
         self.ring = implementation.Ring(
-            descriptions(self.layout), self.layout.slot_bytes, coerce, recover or (lambda: Refused.CLOSED)
+            descriptions(self.layout),
+            self.layout.slot_bytes,
+            REFUSED_WORDS,
+            coerce,
+            recover or (lambda: Refused.CLOSED),
+            invalid,
         )
         self.attach(self.lane)
         self.append = self.bind()

@@ -235,7 +235,9 @@ class BothRings(RuleBasedStateMachine):
                     ring.append("s", "left", number=math.nan)
             else:
                 assert ring.append("s", "left", number=math.nan) is False
-        if not (lane_usable and free):
+        if lane_usable and free:
+            self.count(Refused.INVALID, 1)
+        else:
             self.wanted(1)
 
     @precondition(lambda self: self.attached)

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ringlog.layout import BoardReason
+from ringlog.layout import BoardReason, Refused
 
 HEADER_WORDS = 32
 ENTRY_WORDS = 3
 ENTRIES_MAX = 2_000_000
 ATTEMPTED, ACCEPTED, LONGEST_NS = range(3)
-REASONS = ("full", *(f"board: {reason.name.lower()}" for reason in BoardReason), "budget", "reentrant", "closed")
+OTHERS = (reason.name.lower() for reason in Refused if reason not in (Refused.FULL, Refused.BOARD))
+REASONS = ("full", *(f"board: {reason.name.lower()}" for reason in BoardReason), *OTHERS)
 REFUSED_DELIBERATE, REFUSED = 3, 3 + len(REASONS)  # the first of so many words each
 
 
