@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,8 +17,10 @@ from typing import Any
 import click
 
 from ringlog import __version__
+from ringlog.cli.output import say
 from ringlog.errors import RinglogError
 from ringlog.naming import did_you_mean
+from ringlog.text import LineFormatter
 
 FAILED = 1
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -71,7 +74,7 @@ class LazyGroup(click.Group):
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        click.echo(f"ringlog {__version__}")
+        say(f"ringlog {__version__}")
         context.exit()
 
 
@@ -114,17 +117,22 @@ def quiet_libraries() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its status."""
     if sys.platform == "win32":
-        click.echo("ringlog: got Windows, wanted Linux or macOS (WSL 2 is Linux)", err=True)
+        say("ringlog: got Windows, wanted Linux or macOS (WSL 2 is Linux)", err=True)
         sys.exit(FAILED)
+    if logging.lastResort is not None:  # it prints what libraries warn of while nobody set up logging
+        logging.lastResort.setFormatter(LineFormatter())
     try:
         status = ringlog.main(args=arguments, prog_name="ringlog", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        text = io.StringIO()
+        error.show(file=text)
+        for line in text.getvalue().removesuffix("\n").split("\n"):
+            say(line, err=True)
         sys.exit(error.exit_code)
     except RinglogError as error:
-        click.echo(f"ringlog: {error}", err=True)
+        say(f"ringlog: {error}", err=True)
         sys.exit(FAILED)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("ringlog: interrupted", err=True)
+        say("ringlog: interrupted", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)

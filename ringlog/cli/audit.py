@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from ringlog.cli import FAILED
+from ringlog.cli.output import say, say_json
 from ringlog.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def audit(context: click.Context, runtime_dir: str | None, as_json: bool) -> Non
     report = prove(settings)
     if as_json:
         facts = {"exact": report.is_exact, "settled": report.is_settled, **msgspec.to_builtins(report)}
-        click.echo(msgspec.json.encode(facts))
+        say_json(facts)
     else:
         _show(report, settings)
     if not (report.is_exact and report.is_settled):
@@ -48,29 +49,29 @@ def _show(report: Report, settings: Settings) -> None:
 
     for table, each in report.tables.items():
         facts = " ".join(f"{name}={value}" for name, value in msgspec.to_builtins(each).items())
-        click.echo(f"{table}: {facts}")
+        say(f"{table}: {facts}")
     for difference in report.differences:
-        click.echo(str(difference))
+        say(str(difference))
     if any(difference.place == "questdb" and difference.kind == "lost" for difference in report.differences):
-        click.echo(NOT_EXCUSED)
+        say(NOT_EXCUSED)
     for text in report.unproved:
-        click.echo(f"not proved: {text}")
+        say(f"not proved: {text}")
     spooled, in_lanes = (
         sum(getattr(each, name) for each in report.tables.values()) for name in ("spooled", "in_lanes")
     )
     if spooled + in_lanes:
         where = f"{in_lanes} in lanes, {spooled} in the spool at {settings.spool_path}"
-        click.echo(f"{spooled + in_lanes} accepted records are on their way to QuestDB: {where}")
+        say(f"{spooled + in_lanes} accepted records are on their way to QuestDB: {where}")
     absent = summary(report.absences)
     if absent:
-        click.echo(absent)
+        say(absent)
     for absence in report.absences:
-        click.echo(f"  {absence}")
+        say(f"  {absence}")
     for taken in report.taken_by_retention[:TAKEN_SHOWN]:
-        click.echo(f"  taken by retention: {taken}")
+        say(f"  taken by retention: {taken}")
     if len(report.taken_by_retention) > TAKEN_SHOWN:
-        click.echo(f"  and {len(report.taken_by_retention) - TAKEN_SHOWN} more ranges: `--json` names them all")
-    click.echo(_verdict(report, absent))
+        say(f"  and {len(report.taken_by_retention) - TAKEN_SHOWN} more ranges: `--json` names them all")
+    say(_verdict(report, absent))
 
 
 def _verdict(report: Report, absent: str) -> str:

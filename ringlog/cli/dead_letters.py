@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from ringlog.cli import FAILED
+from ringlog.cli.output import say, say_json
 from ringlog.dead_letters import DeadLetter, DeadLetters
 from ringlog.disk import Directory
 from ringlog.records import RecordLayout
@@ -109,13 +110,13 @@ def list_letters(
         chosen = _selected(settings, store, table, lane, seq, retried=retried, discarded=discarded)
         if as_json:
             shown = [{name: getattr(each, name) for name in each.__struct_fields__} for each, _ in chosen]
-            click.echo(msgspec.json.encode({"dead_letters": shown}))
+            say_json({"dead_letters": shown})
             return
         count = 0
         for letter, _ in chosen:
             count += 1
-            click.echo(f"{letter.time} {letter.table} lane={letter.lane:016x} seq={letter.seq}: {letter.reason}")
-        click.echo(f"{count} dead letters")
+            say(f"{letter.time} {letter.table} lane={letter.lane:016x} seq={letter.seq}: {letter.reason}")
+        say(f"{count} dead letters")
 
 
 @dead_letters.command()
@@ -155,11 +156,11 @@ def retry(
                 sink.close()
     if as_json:
         again = [{"table": it.table, "lane": it.lane, "seq": it.seq, "reason": reason} for it, reason in refused]
-        click.echo(msgspec.json.encode({"delivered": delivered, "refused": again}))
+        say_json({"delivered": delivered, "refused": again})
     else:
         for letter, reason in refused:
-            click.echo(f"{letter.table} lane={letter.lane:016x} seq={letter.seq}: {reason}")
-        click.echo(f"{delivered} delivered, {len(refused)} refused again")
+            say(f"{letter.table} lane={letter.lane:016x} seq={letter.seq}: {reason}")
+        say(f"{delivered} delivered, {len(refused)} refused again")
     if refused:
         context.exit(FAILED)
 
@@ -189,11 +190,11 @@ def discard(runtime_dir: str | None, table: str | None, lane: str | None, seq: i
             finally:
                 directory.close()
     if as_json:
-        click.echo(msgspec.json.encode({"discarded": rows}))
+        say_json({"discarded": rows})
         return
     for name, count in sorted(rows.items()):
-        click.echo(f"{name}: {count} records discarded")
-    click.echo(f"{sum(rows.values())} records discarded")
+        say(f"{name}: {count} records discarded")
+    say(f"{sum(rows.values())} records discarded")
 
 
 def _without_letters(

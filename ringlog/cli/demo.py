@@ -11,6 +11,7 @@ import click
 
 from ringlog.cli import FAILED, INTERRUPTED
 from ringlog.cli.number import Number
+from ringlog.cli.output import log_lines, say, say_json
 from ringlog.errors import RinglogError
 
 READING = """
@@ -65,13 +66,12 @@ def demo(
     only if every accepted record is in QuestDB exactly once and no part failed; what failed is named in `error`, and
     the rest is printed all the same.
     """
-    import msgspec
 
     from ringlog.demo.options import Options
     from ringlog.demo.session import run_session
     from ringlog.demo.view import View
 
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    log_lines(sys.stderr, logging.WARNING, "%(levelname)s %(name)s %(message)s")
     pace = rate if rate is not None else (0.0 if recording else 10_000.0)
     options = Options(
         recording=recording, producers=producers, rate=pace, seconds=seconds,
@@ -81,10 +81,10 @@ def demo(
     with View(quiet=as_json) as view:
         outcome = run_session(options, view)
     if outcome.error:
-        click.echo(f"ringlog: {outcome.error}", err=True)
+        say(f"ringlog: {outcome.error}", err=True)
     try:
         if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(outcome), indent=2).decode())
+            say_json(outcome, indent=2)
         elif outcome.accepted is not None:
             view.summarise(outcome, _reading(keep))
     except OSError as error:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from ringlog.cli import FAILED
 from ringlog.cli.migrate import record_named
+from ringlog.cli.output import say, say_json
 from ringlog.errors import ConfigurationError
 from ringlog.records import PLATFORM_RECORDS, RecordLayout, layout_of
 from ringlog.settings import Settings, variable_names
@@ -60,9 +60,9 @@ def _run(names: tuple[str, ...], as_json: bool, *, is_live: bool) -> None:
 def _show(found: list[Finding], as_json: bool) -> None:
     if as_json:
         healthy = all(finding.level != "fail" for finding in found)
-        click.echo(msgspec.json.encode({"healthy": healthy, "findings": found}))
+        say_json({"healthy": healthy, "findings": found})
         return
     for finding in found:
-        click.echo(f"{finding.level:<5} {finding.check:<15} {finding.text}")
+        say(f"{finding.level:<5} {finding.check:<15} {finding.text}")
         if finding.fix:
-            click.echo(f"{'':<21} fix: {finding.fix}")
+            say(f"{'':<21} fix: {finding.fix}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 import msgspec
 
 from ringlog.cli import FAILED
+from ringlog.cli.output import say, say_json
 from ringlog.errors import RinglogError
 from ringlog.migration import Migration
 from ringlog.naming import did_you_mean
@@ -78,12 +78,12 @@ def attempted(database: str, migrate_database: Callable[[], list[Migration]]) ->
 
 def report(found: Sequence[Migration], check: bool, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"checked_only": check, "migrations": msgspec.to_builtins(found)}))
+        say_json({"checked_only": check, "migrations": msgspec.to_builtins(found)})
         return
     for one in found:
         state = one.problem or ("; ".join(map(summary, one.statements)) if one.statements else "as wanted")
         what = "missing: " if check and one.statements and not one.problem else ""
-        click.echo(f"{one.database:<8} {one.name:<24} {what}{state}")
+        say(f"{one.database:<8} {one.name:<24} {what}{state}")
 
 
 def summary(statement: str) -> str:

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from ringlog.cli.dead_letters import lane_number, selection
+from ringlog.cli.output import say, say_json
 from ringlog.disk import Directory
 from ringlog.settings import Settings
 
@@ -57,15 +58,15 @@ def list_items(
         items = list(_read(directory).items(settled=settled)) if directory is not None else []
     chosen = [item for item in items if _is_chosen(item, table, wanted, seq)]
     if as_json:
-        click.echo(msgspec.json.encode({"quarantine": chosen, "records": sum(item.records for item in chosen)}))
+        say_json({"quarantine": chosen, "records": sum(item.records for item in chosen)})
         return
     for item in chosen:
         ranges = ", ".join(f"lane={each.lane} seq={each.first_seq}-{each.last_seq}" for each in item.lanes)
         kept = f"{item.bytes} bytes in {item.file}" if item.file else "no bytes"
         given_up = f", {item.discarded} discarded" if item.discarded else ""
         when = f"{item.time} " if item.time else ""
-        click.echo(f"{when}{item.table or '?'} {item.records} records{given_up}: {item.why}; {kept}; {ranges or '-'}")
-    click.echo(f"{sum(item.records for item in chosen)} records in quarantine")
+        say(f"{when}{item.table or '?'} {item.records} records{given_up}: {item.why}; {kept}; {ranges or '-'}")
+    say(f"{sum(item.records for item in chosen)} records in quarantine")
 
 
 def _is_chosen(item: Item, table: str | None, lane: int | None, seq: int | None) -> bool:
@@ -115,8 +116,8 @@ def discard(runtime_dir: str | None, table: str | None, lane: str | None, seq: i
                     rows[name] = sum(span.rows for span in spans)
                 removed = _read(directory).remove_settled(table, wanted, seq)
     if as_json:
-        click.echo(msgspec.json.encode({"discarded": rows, "removed": removed}))
+        say_json({"discarded": rows, "removed": removed})
         return
     for name, count in rows.items():
-        click.echo(f"{name}: {count} records discarded")
-    click.echo(f"{sum(rows.values())} records discarded, {len(removed)} files removed")
+        say(f"{name}: {count} records discarded")
+    say(f"{sum(rows.values())} records discarded, {len(removed)} files removed")

@@ -12,12 +12,14 @@ from typing import Any
 import click
 
 from ringlog.cli.number import Number
+from ringlog.cli.output import say, say_exactly
 from ringlog.errors import QueryError
 from ringlog.questdb.filters import DURATION_US_MAX, LIMIT_MAX
 from ringlog.questdb.queries import Queries
 from ringlog.questdb.results import Result
 from ringlog.records import Trade, layout_of
 from ringlog.settings import Settings
+from ringlog.text import shown
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -144,14 +146,17 @@ def _show(result: Result[Any], as_format: str, as_json: bool, output: Path | Non
         _write_parquet(result, output)
     else:
         text = {"table": _table, "csv": _csv, "json": _json}[as_format](result)
-        if output is None:
-            click.echo(text, nl=False)
+        if output is None and as_format == "csv" and sys.stdout.isatty():
+            for line in text.removesuffix("\n").split("\n"):
+                say(line)
+        elif output is None:
+            say_exactly(text)
         else:
             output.write_text(text, encoding="utf-8")
     if result.partial:
-        click.echo(f"ringlog: partial: out of time, the rows cover {_span(result)}", err=True)
+        say(f"ringlog: partial: out of time, the rows cover {_span(result)}", err=True)
     elif result.limited:
-        click.echo(f"ringlog: {len(result)} rows, the limit: there may be more", err=True)
+        say(f"ringlog: {len(result)} rows, the limit: there may be more", err=True)
 
 
 def _span(result: Result[Any]) -> str:
@@ -195,8 +200,8 @@ def _json(result: Result[Any]) -> str:
 
 
 def _table(result: Result[Any]) -> str:
-    """Columns aligned; NULL shows as `null`: where a text could say the same, use csv or json."""
-    rows = [["null" if value is None else str(value) for value in row] for row in [result.columns, *_values(result)]]
+    """Columns aligned, control characters escaped; NULL shows as `null`: for values as they are, use csv or json."""
+    rows = [["null" if value is None else shown(value) for value in row] for row in [result.columns, *_values(result)]]
     widths = [max(len(row[index]) for row in rows) for index in range(len(result.columns))]
     lines = ["  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines) + "\n" if widths else ""

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from ringlog.cli import FAILED, INTERRUPTED
 from ringlog.cli.migrate import record_named
 from ringlog.cli.number import UNLIMITED, Number
+from ringlog.cli.output import say, say_json
 from ringlog.naming import did_you_mean
 from ringlog.records import PLATFORM_RECORDS, Record
 from ringlog.settings import Settings
+from ringlog.text import shown
 
 if TYPE_CHECKING:
     from ringlog.replay.replay import Outcome
@@ -76,7 +77,7 @@ def replay(
         with _View(file, is_quiet=as_json) as view:
             outcome = going.run(view.show)
     if as_json:
-        click.echo(msgspec.json.encode(outcome))
+        say_json(outcome)
     else:
         _summarise(outcome)
     if not outcome.is_finished and not outcome.broken_end:
@@ -100,13 +101,13 @@ def _record(name: str) -> type[Record]:
 
 def _summarise(outcome: Outcome) -> None:
     rate = f", {outcome.accepted / max(outcome.seconds, 1e-9):,.0f} records/s" if outcome.is_finished else ""
-    click.echo(f"{outcome.table}: {outcome.accepted:,} records accepted, {outcome.rejected:,} rows rejected{rate}")
+    say(f"{outcome.table}: {outcome.accepted:,} records accepted, {outcome.rejected:,} rows rejected{rate}")
     if outcome.rejects:
-        click.echo(f"rejected rows, with line numbers and reasons: {outcome.rejects}")
+        say(f"rejected rows, with line numbers and reasons: {outcome.rejects}")
     if outcome.broken_end:
-        click.echo(f"{outcome.broken_end}: mend the file, then --resume goes on behind what was read")
+        say(f"{outcome.broken_end}: mend the file, then --resume goes on behind what was read")
     elif not outcome.is_finished:
-        click.echo("stopped before the end: --resume goes on")
+        say("stopped before the end: --resume goes on")
 
 
 class _View:
@@ -117,16 +118,20 @@ class _View:
         self._said = ""
         self._bar: Any = None
         self._bytes = file.stat().st_size
-        self._name = file.name
+        self._name = shown(file.name)
 
     def __enter__(self) -> _View:
         if sys.stderr.isatty() and not self._is_quiet:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-            text = TextColumn("{task.fields[counts]}")
+            text = TextColumn("{task.fields[counts]}", markup=False)
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), text, TimeElapsedColumn(), console=Console(stderr=True)
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                text,
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
             )
             self._task = self._bar.add_task(self._name, total=None, counts="")
             self._bar.start()
@@ -139,8 +144,10 @@ class _View:
     def show(self, outcome: Outcome) -> None:
         if self._bar is not None:
             rate = outcome.accepted / max(outcome.seconds, 1e-9)
-            counts = f"{outcome.accepted:,} accepted {outcome.rejected:,} rejected {rate:,.0f}/s {outcome.waiting}"
+            counts = (
+                f"{outcome.accepted:,} accepted {outcome.rejected:,} rejected {rate:,.0f}/s {shown(outcome.waiting)}"
+            )
             self._bar.update(self._task, total=outcome.total or None, completed=outcome.done, counts=counts)
         elif outcome.waiting and outcome.waiting != self._said and not self._is_quiet:
             self._said = outcome.waiting
-            click.echo(f"ringlog replay: waiting, {outcome.waiting}", err=True)
+            say(f"ringlog replay: waiting, {outcome.waiting}", err=True)

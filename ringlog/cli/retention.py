@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import msgspec
 
 from ringlog.cli import FAILED
+from ringlog.cli.output import say, say_json
 from ringlog.questdb.filters import time_of
 from ringlog.questdb.retention import Report, Retention
 from ringlog.questdb.retention_window import run_if_due
@@ -38,7 +38,7 @@ def run(retention_days: int | None, dry_run: bool, all_days: bool, if_due: bool,
     if if_due:
         report = run_if_due(settings)
         if report is None:
-            click.echo("{}" if as_json else "not due")
+            say("{}" if as_json else "not due")
             return 0
     else:
         with Retention(settings) as done:
@@ -60,14 +60,14 @@ def plan(retention_days: int | None, as_json: bool) -> int:
 
 def _show(report: Report, as_json: bool) -> None:
     if as_json:
-        click.echo(msgspec.json.encode(report))
+        say_json(report)
         return
     verb = "would cut" if report.dry_run else "cut"
-    click.echo(f"{verb} everything before {time_of(report.cut_us).isoformat()}")
+    say(f"{verb} everything before {time_of(report.cut_us).isoformat()}")
     for table in report.tables:
         parts: list[Any] = [f"{table.table}: {table.outcome}"]
         if table.partitions:
             parts += [f"{len(table.partitions)} partitions, {table.rows:,} rows, {table.bytes:,} bytes"]
-        click.echo(", ".join([*parts, *([table.reason] if table.reason else [])]))
+        say(", ".join([*parts, *([table.reason] if table.reason else [])]))
     if report.disk_free_bytes_after is not None:
-        click.echo(f"disk free: {report.disk_free_bytes_before:,} bytes before, {report.disk_free_bytes_after:,} after")
+        say(f"disk free: {report.disk_free_bytes_before:,} bytes before, {report.disk_free_bytes_after:,} after")

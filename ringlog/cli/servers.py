@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from ringlog.cli import FAILED
+from ringlog.cli.output import say, say_json
 from ringlog.servers.background import KINDS, Background
 from ringlog.servers.embedded import EmbeddedServer
 from ringlog.settings import PREFIX, Secret, Settings
@@ -42,9 +42,10 @@ def up(servers: tuple[str, ...], data_dir: Path | None, runtime_dir: str | None,
     background = Background(instance_dir(runtime_dir))
     found = background.up(servers or tuple(KINDS), data_dir and data_dir.absolute())
     if as_json:
-        click.echo(json.dumps(settings_of(found)))
+        say_json(settings_of(found))
     else:
-        click.echo("\n".join(export_lines(found)))
+        for line in export_lines(found):
+            say(line)
 
 
 @click.command()
@@ -54,9 +55,9 @@ def down(runtime_dir: str | None, as_json: bool) -> None:
     """Stop the servers that `ringlog up` started; their data stays."""
     stopped = Background(instance_dir(runtime_dir)).down()
     if as_json:
-        click.echo(json.dumps({"stopped": stopped}))
+        say_json({"stopped": stopped})
     else:
-        click.echo(f"stopped: {', '.join(stopped) or 'none was running'}")
+        say(f"stopped: {', '.join(stopped) or 'none was running'}")
 
 
 @click.command()
@@ -77,14 +78,15 @@ def status(runtime_dir: str | None, as_json: bool) -> None:
             }
             for kind, server in found.items()
         }
-        click.echo(json.dumps({"servers": facts, "settings": settings_of(found)}))
+        say_json({"servers": facts, "settings": settings_of(found)})
     elif not found:
-        click.echo("no servers: start them with `ringlog up`")
+        say("no servers: start them with `ringlog up`")
     else:
         for kind, server in found.items():
             ports = " ".join(f"{name}={port}" for name, port in server.ports.items())
-            click.echo(f"# {kind:<9} {states[kind]:<8} pid={server.pid} {ports} data={server.data_dir}")
-        click.echo("\n".join(export_lines(found)))
+            say(f"# {kind:<9} {states[kind]:<8} pid={server.pid} {ports} data={server.data_dir}")
+        for line in export_lines(found):
+            say(line)
     if not found or set(states.values()) != {"ready"}:
         raise click.exceptions.Exit(FAILED)
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from ringlog.cli.output import say, say_json
 from ringlog.errors import ConfigurationError
 from ringlog.naming import nearest
 from ringlog.records import PLATFORM_RECORDS, layout_of
 from ringlog.settings import Settings
+from ringlog.text import shown, shown_json
 
 if TYPE_CHECKING:
     from ringlog.monitor.rows import Condition
@@ -52,11 +54,11 @@ def tap(table: str, runtime_dir: str | None, count: int | None, conditions: tupl
                     break
             sys.stdout.flush()
             while source.refused:
-                click.echo(f"ringlog tap: {source.refused.pop()}", err=True)
+                say(f"ringlog tap: {source.refused.pop()}", err=True)
             if not source.lanes and not is_waiting:
                 is_waiting = True
                 found = ", ".join(tables_of(instance)) or "none"
-                click.echo(f"ringlog tap: no lane of {table} yet, waiting (tables with lanes: {found})", err=True)
+                say(f"ringlog tap: no lane of {table} yet, waiting (tables with lanes: {found})", err=True)
             if not busy:
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
@@ -65,7 +67,7 @@ def tap(table: str, runtime_dir: str | None, count: int | None, conditions: tupl
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: an end like any other
     finally:
         source.close()
-    click.echo(f"ringlog tap: {shown.records} records shown, {shown.skipped} skipped", err=True)
+    say(f"ringlog tap: {shown.records} records shown, {shown.skipped} skipped", err=True)
 
 
 def _check_table(name: str, found: list[str]) -> None:
@@ -133,7 +135,7 @@ class _Shown:
         sys.stdout.write(self._line(row))
 
     def _line(self, row: dict[str, Any]) -> str:
-        return (self._encoder.encode(row).decode() if self._as_json else line_of(row)) + "\n"
+        return (shown_json(self._encoder.encode(row).decode()) if self._as_json else shown(line_of(row))) + "\n"
 
 
 def line_of(row: dict[str, Any]) -> str:
@@ -164,15 +166,13 @@ def dump(segment: str, runtime_dir: str | None, last: int | None, as_json: bool)
 
     found = flight_record(segment, Instance(Settings.from_environment(runtime_dir=runtime_dir)), last)
     if as_json:
-        click.echo(msgspec.json.encode(found))
+        say_json(found)
         return
     facts = {name: getattr(found, name) for name in found.__struct_fields__ if name not in ("rows", "refused")}
     facts["lane"] = f"{found.lane:016x}"
     facts["refused"] = " ".join(f"{reason}={count}" for reason, count in found.refused.items() if count) or "0"
     for name, value in facts.items():
-        click.echo(f"{name:<13} {value:,}" if type(value) is int and name != "owner_pid" else f"{name:<13} {value}")
-    click.echo(
-        f"{'readable':<13} {len(found.rows):,}, of which {sum(not r['confirmed'] for r in found.rows):,} waiting"
-    )
+        say(f"{name:<13} {value:,}" if type(value) is int and name != "owner_pid" else f"{name:<13} {value}")
+    say(f"{'readable':<13} {len(found.rows):,}, of which {sum(not r['confirmed'] for r in found.rows):,} waiting")
     for row in found.rows:
-        click.echo(f"{'confirmed' if row['confirmed'] else 'WAITING  '} {line_of(row)}")
+        say(f"{'confirmed' if row['confirmed'] else 'WAITING  '} {line_of(row)}")

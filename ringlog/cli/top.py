@@ -10,9 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from ringlog.cli.number import Number
+from ringlog.cli.output import say_json
 from ringlog.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def top(runtime_dir: str | None, interval: float, once: bool, as_json: bool) -> 
     try:
         if as_json:
             for snapshot in looks:
-                click.echo(msgspec.json.encode(snapshot))
+                say_json(snapshot)
         else:
             _draw(looks)
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ringlog.cli import FAILED
+from ringlog.cli.output import log_lines, say
 from ringlog.errors import ConfigurationError, ServerUnavailable
 from ringlog.settings import Settings
 from ringlog.sinks import Cuts, Mirror, Sink
@@ -39,11 +40,7 @@ def writer(verbose: bool, **flags: Any) -> None:
     from ringlog.writer import Writer
     from ringlog.writer.supervisor import Supervisor
 
-    logging.basicConfig(
-        stream=sys.stdout,
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    log_lines(sys.stdout, logging.DEBUG if verbose else logging.INFO, "%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = _checked(Settings.from_environment(**flags))
     supervisor = Supervisor.from_environment()
     metrics = _metrics(settings)
@@ -58,7 +55,7 @@ def writer(verbose: bool, **flags: Any) -> None:
     try:
         process.run()
     except ServerUnavailable as error:  # a thread hangs in a request, and would keep this process for ever
-        click.echo(f"ringlog: {error}", err=True)
+        say(f"ringlog: {error}", err=True)
         logging.shutdown()
         os._exit(FAILED)
     finally:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from ringlog.demo.report import Report
+from ringlog.text import shown
 
 
 class View:
@@ -37,6 +38,7 @@ class View:
 
     def note(self, text: str) -> None:
         """Lines that stay, as they are: a terminal may wrap them, but they can be copied."""
+        text = "\n".join(map(shown, text.split("\n")))
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, what: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import shutil
 import stat
@@ -20,6 +22,7 @@ from ringlog.pressure import Thresholds
 from ringlog.questdb.conf import client_conf
 from ringlog.records import RecordLayout
 from ringlog.settings import Settings
+from ringlog.text import quoted
 from ringlog.transport import is_encrypted
 
 
@@ -97,7 +100,7 @@ def _directories(settings: Settings) -> Iterator[Finding]:
             check_private(path)
             yield Finding("directories", "ok", f"{path}: this user's own, 0700")
         except LaneError as error:
-            yield Finding("directories", "fail", str(error), f"chmod 700 {path}, as the user that runs ringlog")
+            yield Finding("directories", "fail", str(error), f"chmod 700 {quoted(path)}, as the user that runs ringlog")
 
 
 def _shared_memory(settings: Settings) -> Iterator[Finding]:
@@ -128,7 +131,7 @@ def _instance(settings: Settings) -> Iterator[Finding]:
         yield Finding("writer", "ok", f"running, last tick {writer.beat_age_s:.1f} s ago")
     else:
         holder = Instance(settings).lease_path
-        fix = f"start `ringlog writer` under a supervisor (who holds the lease is in {holder})"
+        fix = f"start `ringlog writer` under a supervisor (who holds the lease is in {quoted(holder)})"
         yield Finding("writer", "fail", f"{writer.state}: lanes are not drained", fix)
     if not snapshot.accepting:
         fix = "free the disk or memory that it names: accepting resumes by itself"
@@ -152,6 +155,14 @@ def _instance(settings: Settings) -> Iterator[Finding]:
         yield Finding("disks", {"refuse": "fail"}.get(disk.level, disk.level), text, fix)
 
 
+def _owner(path: Path) -> str:
+    """The user that a file belongs to, where that is another one; empty where it is gone meanwhile."""
+    with contextlib.suppress(OSError):
+        uid = path.lstat().st_uid
+        return f"uid {uid}" if uid != os.geteuid() else ""
+    return ""
+
+
 def _orphans(settings: Settings) -> Iterator[Finding]:
     """Segments of this instance that no card leads to: its runtime directory was cleared, say. On Linux alone."""
     instance = Instance(settings)
@@ -160,7 +171,11 @@ def _orphans(settings: Settings) -> Iterator[Finding]:
     # Segments first: a claim writes its card before its segment, so one that is seen has a card by then.
     names = sorted(path.name for path in directory.glob(f"{prefix}*") if path.name != instance.board_name)
     for name in sorted(set(names) - {card.segment for card in cards(instance)}):
-        remove = f"rm {directory / name}"
+        remove = f"rm {quoted(directory / name)}"
+        if other := _owner(directory / name):  # it is nobody's to remove but that user's, and anything may be in it
+            fix = "ask that user what it is for; ringlog takes nothing from it"
+            yield Finding("orphans", "warn", f"segment {name!r} belongs to {other}, not to this user", fix)
+            continue
         try:
             found = flight_record(name, instance, 0)
         except SegmentBlank:
@@ -173,7 +188,7 @@ def _orphans(settings: Settings) -> Iterator[Finding]:
         else:
             text = f"segment {name} of {found.table}, pid {found.owner_pid}, has no card: nobody drains it, "
             fix = (
-                f"`ringlog dump {name} --json` shows them; append them again, then {remove}"
+                f"`ringlog dump {quoted(name)} --json` shows them; append them again, then {remove}"
                 if found.waiting
                 else remove
             )

@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
+from rich.markup import escape as escaped_markup
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from ringlog.monitor.snapshot import LaneFigures, Snapshot
+from ringlog.text import shown
+
+
+def escape(text: object) -> str:
+    """Text that neither markup nor a terminal acts on."""
+    return escaped_markup(shown(text))
+
 
 COLOURS = {
     "running": "green", "stalled": "bold red", "stopped": "bold red", "absent": "bold red",
@@ -43,7 +50,7 @@ def _coloured(word: str, text: str | None = None) -> str:
 
 def _headline(snapshot: Snapshot) -> RenderableType:
     pids = {lane.pid for lane in snapshot.lanes}
-    says = "[green]accepting[/]" if snapshot.accepting else f"[bold red]REFUSING: {snapshot.reason}[/]"
+    says = "[green]accepting[/]" if snapshot.accepting else f"[bold red]REFUSING: {escape(snapshot.reason)}[/]"
     return Text.from_markup(
         f"[bold]{snapshot.time[11:19]} UTC[/]  {says}  {len(pids)} producers, {len(snapshot.lanes)} lanes, "
         f"[bold]{snapshot.rate:,.0f}[/] records/s  [dim]{escape(snapshot.runtime_dir)}[/]",
@@ -55,7 +62,7 @@ def _writer(snapshot: Snapshot) -> Panel:
     writer, said = snapshot.writer, snapshot.writer.figures
     beat = "never ticked" if writer.beat_age_s is None else f"last tick {_age(writer.beat_age_s)} ago"
     lag = f"[{'bold red' if writer.lag_s >= LAG_WARN_SECONDS else 'green'}]{_age(writer.lag_s)}[/]"
-    who = f"pid {said['pid']}" if said else "ringlog writer drains the lanes"
+    who = f"pid {escape(said['pid'])}" if said else "ringlog writer drains the lanes"
     lines = [[_coloured(writer.state), who, beat, f"lag {lag}", f"{writer.rate:,.0f} rows/s written"]]
     if said:
         tick, write = said["tick_ms"], said["write_ms"]
@@ -103,9 +110,9 @@ def _lanes(snapshot: Snapshot, lines: int, width: int) -> Panel:
 
 
 def _lane_row(lane: LaneFigures) -> list[RenderableType]:
-    who = [str(lane.pid), _coloured(lane.owner), escape(lane.record), f"[dim]{lane.lane}[/]"]
+    who = [str(lane.pid), _coloured(lane.owner), escape(lane.record), f"[dim]{escape(lane.lane)}[/]"]
     if lane.trouble:
-        trouble = Text(lane.trouble, style="bold red", overflow="fold")
+        trouble = Text(shown(lane.trouble), style="bold red", overflow="fold")
         return [*who[:2], trouble] if len(lane.trouble) > len(lane.record) else [*who, trouble]
     colour = "red" if lane.fill >= FILL_BAD else "yellow" if lane.fill >= FILL_WARN else "green"
     refused = _refused(lane)

@@ -12,6 +12,7 @@ from ringlog.environment import child_environment
 from ringlog.layout import BoardReason
 from ringlog.pressure import Alert, Pressure, Resource, Thresholds, Verdict, disk_watch, memory_watch
 from ringlog.settings import Secret, Settings
+from ringlog.text import shown
 
 logger = logging.getLogger("ringlog.writer")
 
@@ -63,7 +64,12 @@ class _Command:
 
     def __call__(self, alert: Alert) -> None:
         self._running = [process for process in self._running if process.poll() is None]
-        words = [*shlex.split(self._command.reveal()), alert.resource.value, alert.level.name.lower(), alert.message]
+        words = [
+            *shlex.split(self._command.reveal()),
+            alert.resource.value,
+            alert.level.name.lower(),
+            shown(alert.message),
+        ]
         try:
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, env=child_environment())
         except OSError as error:  # of the command only its setting is named: any word of it may be a token

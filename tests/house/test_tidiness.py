@@ -99,3 +99,14 @@ def test_module_names_are_nouns() -> None:
     assert [
         name_of(path) for path in python_files("ringlog") if VAGUE & {path.stem, *path.relative_to(ROOT).parts}
     ] == []
+
+
+def test_commands_print_through_one_module() -> None:
+    """Finding 22: data reaches a terminal through ringlog.cli.output alone, which shows control characters escaped."""
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted((ROOT / "ringlog" / "cli").glob("*.py"))
+        for line in path.read_text().splitlines()
+        if path.name != "output.py" and re.search(r"click\.s?echo\(|(?<![.\w])print\(", line)
+    ]
+    assert found == [], "use say, say_json or say_exactly of ringlog.cli.output"
