@@ -12,7 +12,6 @@ import operator
 import os
 import struct
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +27,7 @@ from ringlog.records.fields import (
     Kind,
     whole_words,
 )
+from ringlog.validation import clock_us
 
 FIELDS_MAX = 64
 _WORD = struct.Struct("@Q")  # native: one 8-byte store, where "=Q" would be eight of one byte
@@ -312,7 +312,7 @@ class Ring:
             for field, value in fields:
                 field.write(self._memory, at, value)
             if stamp is None:
-                stamp = time.time_ns() // 1000
+                stamp = clock_us()
                 if not TIMESTAMP_MIN_US <= stamp <= TIMESTAMP_MAX_US:
                     self.refuse(Refused.CLOCK, 1)
                     return False

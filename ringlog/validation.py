@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ringlog.errors import RecordError, RecordTypeError, RecordValueError
 from ringlog.naming import did_you_mean
 from ringlog.records import TIMESTAMP, Field, Kind, RecordLayout
-from ringlog.records.fields import NULL_LENGTH, NULL_LONG, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
+from ringlog.records.fields import INT64_MAX, NULL_LENGTH, NULL_LONG, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US
 
 TIMESTAMP_AHEAD_MAX_US = 3_600_000_000  # one hour
 CHECKED_ROWS_MAX = 4096  # at a time: the check of a wide text takes a few times its memory
@@ -205,17 +205,28 @@ def _timestamp(record: str, field: Field, value: Any) -> int:
 
 def latest_timestamp_us() -> int:
     """The latest time that may be given now: an hour ahead, and never one that the writer would not take."""
-    return min(time.time_ns() // 1000 + TIMESTAMP_AHEAD_MAX_US, TIMESTAMP_MAX_US)
+    return min(clock_us() + TIMESTAMP_AHEAD_MAX_US, TIMESTAMP_MAX_US)
+
+
+def clock_us() -> int:
+    """This machine's clock; of one after 2262, which has no time_ns, only that it is far beyond all bounds."""
+    try:
+        return time.time_ns() // 1000
+    except OverflowError:
+        return INT64_MAX
 
 
 def clock_words() -> str:
     """What this machine's clock says, for a message."""
-    return f"a clock at {time.strftime('%Y-%m-%d %H:%M', time.gmtime(time.time_ns() // 10**9))} UTC"
+    now_us = clock_us()
+    if now_us == INT64_MAX:
+        return "a clock after 2262"
+    return f"a clock at {time.strftime('%Y-%m-%d %H:%M', time.gmtime(now_us // 10**6))} UTC"
 
 
 def _wanted_time() -> str:
     wanted = "microseconds since the epoch between 2000-01-01 and one hour from now"
-    if not TIMESTAMP_MIN_US <= time.time_ns() // 1000 <= TIMESTAMP_MAX_US:
+    if not TIMESTAMP_MIN_US <= clock_us() <= TIMESTAMP_MAX_US:
         wanted += f", and this machine has {clock_words()}: set it right"
     return wanted
 

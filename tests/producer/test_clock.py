@@ -105,6 +105,9 @@ given = raised(appender.append, 1, text_of(1), timestamp=NOW)
 assert "Sample.timestamp: got" in given and "a clock at 1970-01-02 00:00 UTC: set it right" in given, given
 stamped = raised(rows_of, Sample, {"number": [1], "text": [text_of(1)]})
 assert "Sample.timestamp: got a clock at 1970-01-02" in stamped, stamped
+set_clock(20 * MAX)
+given = raised(appender.append, 1, text_of(1), timestamp=MAX + 1)
+assert "Sample.timestamp: got" in given and "a clock after 2262: set it right" in given, given
 set_clock(MAX - 60_000_000)
 for number, us in enumerate((MAX - 30_000_000, MAX)):
     assert appender.append(number, text_of(number), timestamp=us)
@@ -116,6 +119,6 @@ say(repr({reason: count for reason, count in appender.refused().items() if count
     with under_clock(lane_settings, library, script) as process:
         line = process.line()
         assert process.ended() == ""
-    assert ast.literal_eval(line) == {"invalid": 2}
+    assert ast.literal_eval(line) == {"invalid": 3}
     drained = Drained(lane_settings)
     assert sorted(drained.numbers()) == [0, 0, 1, 1]
