@@ -71,10 +71,14 @@ def start_writer(settings: Settings, log: Any = subprocess.DEVNULL) -> subproces
 def writer(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     """The instance's writer as `ringlog writer`, once it says how it is; ended by SIGTERM."""
     with tempfile.TemporaryFile() as log:
-        known = writer_status(settings)
+        known = writer_status(settings).get("epoch")
+
+        def is_new(status: dict[str, Any]) -> bool:
+            return status.get("epoch") != known and status["state"] == "running"
+
         process = start_writer(settings, log)
         try:
-            wait_for(lambda: process.poll() is not None or writer_status(settings) != known, "status of the writer")
+            wait_for(lambda: process.poll() is not None or is_new(writer_status(settings)), "status of the writer")
             yield process
             if process.poll() is not None:
                 log.seek(0)

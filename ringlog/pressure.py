@@ -51,6 +51,7 @@ class Resource(enum.StrEnum):
     SERVER_DISK = "server disk"
     MEMORY = "buffer memory"
     QUARANTINE = "quarantine"
+    TABLE = "table"  # away for long: told of by the writer, and no reason to refuse records
 
 
 class Thresholds(msgspec.Struct, frozen=True):
@@ -136,6 +137,12 @@ class Pressure:
         self._watches.append(watch)
         self._levels.append(Level.OK)
 
+    def forget(self, resource: Resource) -> None:
+        """No longer watches a resource, from the next sample on."""
+        kept = [index for index, watch in enumerate(self._watches) if watch.resource is not resource]
+        self._watches = [self._watches[index] for index in kept]
+        self._levels = [self._levels[index] for index in kept]
+
     def limit(self, resource: Resource, thresholds: Thresholds) -> None:
         """From the next sample on, these thresholds for a resource, if it is watched."""
         for watch in self._watches:
@@ -168,17 +175,25 @@ class Pressure:
         try:
             room = watch.read()
         except OSError as error:
-            return Level.REFUSE, f"{watch.resource} {watch.where}: cannot be read ({error.strerror})"
+            text = f"{watch.resource} {watch.where}: cannot be read ({error.strerror})"
+            if watch.resource is Resource.SERVER_DISK:  # the spool takes what the server does not
+                return Level.WARN, f"{text}: it is not watched"
+            return Level.REFUSE, text
         level = watch.thresholds.next(before, room)
         limits = watch.thresholds
         wanted = limits.resume_at_bytes if level is Level.REFUSE else limits.warn_below_bytes
         return level, f"{watch.resource} {watch.where}: got {room} bytes left, wanted {wanted}"
 
-    def alert(self, alert: Alert) -> None:
-        """Logs and counts an alert, and tells the hook."""
+    def alert(self, alert: Alert, log_level: int | None = None) -> None:
+        """Logs (as its level says, if nothing else is given) and counts an alert, and tells the hook."""
         if alert.level is not Level.OK:
             self.alerts[alert.resource] += 1
-        logger.log(_LOG_LEVELS[alert.level], "pressure level=%s %s", alert.level.name.lower(), alert.message)
+        logger.log(
+            _LOG_LEVELS[alert.level] if log_level is None else log_level,
+            "pressure level=%s %s",
+            alert.level.name.lower(),
+            alert.message,
+        )
         if self.on_alert is not None:
             try:
                 self.on_alert(alert)

@@ -8,8 +8,10 @@ Flags of the command line go over the environment, the environment over that fil
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +53,9 @@ class Secret:
         raise TypeError("a Secret is not pickled: read the settings again where they are needed")
 
 
+SPOOL_NAME = "spool"
+
+
 def _default_runtime_dir() -> str:
     base = os.environ.get("XDG_RUNTIME_DIR")
     if base and os.access(base, os.W_OK):
@@ -58,12 +63,30 @@ def _default_runtime_dir() -> str:
     return str(Path(tempfile.gettempdir()) / f"ringlog-{os.getuid()}")
 
 
+def _default_runtime_dirs() -> set[str]:
+    """What is the default for this user in one environment or another: cron knows no XDG_RUNTIME_DIR, say."""
+    temporary = Path(tempfile.gettempdir()) / f"ringlog-{os.getuid()}"
+    return {_default_runtime_dir(), str(temporary), f"/run/user/{os.getuid()}/ringlog"}
+
+
+def _state_dir() -> Path:
+    """`$XDG_STATE_HOME`, which must be absolute to count, else ~/.local/state."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if base.startswith("/"):
+        return Path(base)
+    home = os.path.expanduser("~")  # Path.home() raises RuntimeError where there is none
+    if not home.startswith("/"):
+        wanted = "a directory on disk for the spool: set RINGLOG_SPOOL_DIR or XDG_STATE_HOME"
+        raise ConfigurationError(f"HOME: got {home!r} for uid {os.getuid()}, wanted {wanted}")
+    return Path(home) / ".local" / "state"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All options with their defaults; times and sizes carry their unit in the name."""
 
-    # The instance: lanes, locks, lease and board live under runtime_dir, the disk queue under spool_dir.
+    # The instance: lanes, locks and lease live under runtime_dir, the disk queue under spool_dir.
     runtime_dir: str = msgspec.field(default_factory=_default_runtime_dir)
-    spool_dir: str = ""  # empty: `spool` below runtime_dir
+    spool_dir: str = ""  # empty: see `spool_path`
 
     # Lanes
     lane_bytes_max: int = 64 * 1024 * 1024  # all lanes of the instance together
@@ -143,7 +166,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def spool_path(self) -> Path:
-        return Path(self.spool_dir) if self.spool_dir else Path(self.runtime_dir) / "spool"
+        """`spool_dir`; else where a writer left the way to it below the runtime directory; else `default_spool_path`.
+
+        Raises ConfigurationError where that is needed and there is no home directory.
+        """
+        if self.spool_dir:
+            return Path(self.spool_dir)
+        below = Path(self.runtime_dir) / SPOOL_NAME
+        try:
+            status = below.lstat()
+        except OSError:
+            return self.default_spool_path
+        if stat.S_ISLNK(status.st_mode) and status.st_uid == os.geteuid():
+            return Path(os.readlink(below))
+        return below
+
+    @property
+    def default_spool_path(self) -> Path:
+        """Below a runtime directory that was chosen; else on disk, for the default one may lie in memory."""
+        if self.runtime_dir not in _default_runtime_dirs():
+            return Path(self.runtime_dir) / SPOOL_NAME
+        digest = hashlib.sha256(os.fsencode(Path(self.runtime_dir).absolute())).hexdigest()[:8]
+        return _state_dir() / "ringlog" / f"{SPOOL_NAME}-{digest}"
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:

@@ -14,12 +14,14 @@ import click
 
 from ringlog.cli import FAILED
 from ringlog.cli.output import log_lines, say
-from ringlog.errors import ConfigurationError, ServerUnavailable
+from ringlog.errors import ConfigurationError, RinglogError, ServerUnavailable
 from ringlog.settings import Settings
 from ringlog.sinks import Cuts, Mirror, Sink
 
 if TYPE_CHECKING:
     from ringlog.monitor.metrics import MetricsServer
+
+logger = logging.getLogger("ringlog.writer")
 
 
 @click.command("writer")
@@ -80,6 +82,20 @@ def _load(settings: Settings, cuts: Future[Cuts | None], sink: Future[Sink]) -> 
             future.set_result(make(settings))  # type: ignore[arg-type]
         except Exception as error:  # noqa: BLE001 (it is raised on the writer's thread, and ends it)
             future.set_exception(error)
+    _greet(settings)
+
+
+def _greet(settings: Settings) -> None:
+    """Says at once where the server does not answer, rather than with the first records for it."""
+    from ringlog.questdb.connection import Connection
+
+    connection = Connection.from_settings(settings)
+    try:
+        connection.execute("select 1")
+    except RinglogError as error:
+        logger.warning("no server, records wait in the spool until it answers: %s", error)
+    finally:
+        connection.close()
 
 
 def _sink(settings: Settings) -> Sink:

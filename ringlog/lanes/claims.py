@@ -46,9 +46,13 @@ CLAIM_TIMEOUT_SECONDS = 5.0
 _claims_lock = threading.RLock()
 
 
+_producer = secrets.token_hex(8)
+
+
 def _after_fork_in_child() -> None:
-    global _claims_lock  # noqa: PLW0603 (a thread of the parent may have held it)
+    global _claims_lock, _producer  # noqa: PLW0603 (a thread of the parent may have held it)
     _claims_lock = threading.RLock()
+    _producer = secrets.token_hex(8)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -69,6 +73,7 @@ class Card(msgspec.Struct, frozen=True):
     owner_pid: int
     boot_id: str
     claimed_at_us: int
+    producer: str = ""  # the claiming process, by a random name: pids repeat from container to container
 
 
 def cards(instance: Instance, known: Container[int] = ()) -> list[Card]:
@@ -219,7 +224,7 @@ def _made(instance: Instance, layout: RecordLayout, capacity: int, lane: int, lo
     at = slots_offset(len(description))
     now_us = time.time_ns() // 1000
     pid = os.getpid()
-    card = Card(lane, instance.segment_name(lane), size, layout.name, layout.table, pid, boot_id(), now_us)
+    card = Card(lane, instance.segment_name(lane), size, layout.name, layout.table, pid, boot_id(), now_us, _producer)
     _write_card(instance.card_path(lane), card)
     segment = create_segment(card.segment, size)
     try:

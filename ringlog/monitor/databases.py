@@ -11,6 +11,7 @@ import msgspec
 from ringlog.errors import RinglogError, SchemaMismatch
 from ringlog.monitor.finding import Finding
 from ringlog.monitor.probes import probed, targets
+from ringlog.questdb import data_dir
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.migrations import migrate
 from ringlog.questdb.rollups import ROLLUPS
@@ -61,6 +62,9 @@ def _questdb(settings: Settings, layouts: Sequence[RecordLayout], connection: Co
     wrong = abs(apart) > CLOCK_SECONDS_MAX + (after - before) / 2
     fix = "synchronise both clocks (chrony, systemd-timesyncd): timestamps decide what retention keeps" if wrong else ""
     yield Finding("clocks", "fail" if wrong else "ok", f"QuestDB's clock is {apart:+.2f} s from this machine's", fix)
+    if not settings.questdb_data_dir and (trouble := data_dir.find(connection, settings).trouble):
+        fix = "set RINGLOG_QUESTDB_DATA_DIR to where its disk is mounted here, or watch that disk by other means"
+        yield Finding("disks", "warn", f"the disk of QuestDB is not watched: {trouble}", fix)
     if creates_by_itself(connection):
         fix = "set line.auto.create.new.tables and line.auto.create.new.columns to false"
         yield Finding("questdb", "warn", "a write to a dropped table would make one without DEDUP", fix)

@@ -17,7 +17,7 @@ from ringlog.lanes.segments import SegmentBlank
 from ringlog.monitor.accounting import records
 from ringlog.monitor.finding import Finding
 from ringlog.monitor.flight_record import flight_record
-from ringlog.monitor.snapshot import Observer
+from ringlog.monitor.snapshot import Observer, memory_filesystem
 from ringlog.pressure import Thresholds
 from ringlog.questdb.conf import client_conf
 from ringlog.records import RecordLayout
@@ -128,11 +128,16 @@ def _instance(settings: Settings) -> Iterator[Finding]:
         observer.close()
     writer = snapshot.writer
     if writer.state == "running":
-        yield Finding("writer", "ok", f"running, last tick {writer.beat_age_s:.1f} s ago")
+        yield Finding("writer", "ok", f"running, last tick {writer.beat_age_s or 0.0:.1f} s ago")
+    elif writer.state == "starting":
+        yield Finding("writer", "warn", "starting: lanes that fill up go to the spool", "wait: it takes some seconds")
     else:
         holder = Instance(settings).lease_path
         fix = f"start `ringlog writer` under a supervisor (who holds the lease is in {quoted(holder)})"
         yield Finding("writer", "fail", f"{writer.state}: lanes are not drained", fix)
+    if stalled := writer.figures.get("stalled"):
+        fix = "see the server's finding below: records wait in lanes and spool until it takes them"
+        yield Finding("writer", "fail", f"nothing delivered, {snapshot.waiting} records wait in lanes: {stalled}", fix)
     if not snapshot.accepting:
         fix = "free the disk or memory that it names: accepting resumes by itself"
         yield Finding("board", "fail", f"producers are refused: {snapshot.reason}", fix)
@@ -140,7 +145,7 @@ def _instance(settings: Settings) -> Iterator[Finding]:
         name = f"lane {lane.lane} of {lane.record}, pid {lane.pid}"
         if lane.trouble:
             yield Finding("lanes", "fail", f"{name}: {lane.trouble}", "run the writer of the version that made it")
-        elif lane.owner in ("dead", "adopted") and writer.state != "running":
+        elif lane.owner in ("dead", "adopted") and writer.state not in ("starting", "running"):
             fix = "start `ringlog writer`: it drains and removes the lane"
             yield Finding("lanes", "fail", f"{name}: {lane.owner}, {lane.waiting} records wait in it", fix)
         elif lane.refused.get("full"):
@@ -153,6 +158,9 @@ def _instance(settings: Settings) -> Iterator[Finding]:
         text = f"{disk.what} at {disk.path}: {disk.free_bytes} bytes free"
         fix = "" if disk.level == "ok" else f"free space: producers are refused below {limits.refuse_below_bytes}"
         yield Finding("disks", {"refuse": "fail"}.get(disk.level, disk.level), text, fix)
+    if kind := memory_filesystem(settings.spool_path):
+        text = f"spool at {settings.spool_path}: its file system is {kind}: a reboot takes what waits in it"
+        yield Finding("disks", "warn", text, "set RINGLOG_SPOOL_DIR to a directory on disk")
 
 
 def _owner(path: Path) -> str:

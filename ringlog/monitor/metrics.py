@@ -70,9 +70,11 @@ def _writer(snapshot: Snapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily("ringlog_quarantined_records", quarantined, said.get("quarantined", 0))
     yield GaugeMetricFamily("ringlog_writer_resident_bytes", "Resident memory.", said["rss_bytes"])
     for name, text in (("tick", "Time between ticks"), ("write", "Time of a request")):
-        family = GaugeMetricFamily(f"ringlog_writer_{name}_seconds", f"{text}, of ten minutes.", labels=["quantile"])
+        family = Metric(f"ringlog_writer_{name}_seconds", f"{text}; quantiles are of ten minutes.", "summary")
         for quantile, key in (("0.5", "p50"), ("0.99", "p99")):
-            family.add_metric([quantile], said[f"{name}_ms"][key] / 1e3)
+            family.add_sample(family.name, {"quantile": quantile}, said[f"{name}_ms"][key] / 1e3)
+        family.add_sample(f"{family.name}_sum", {}, said[f"{name}_ms"]["sum"] / 1e3)
+        family.add_sample(f"{family.name}_count", {}, said[f"{name}_ms"]["count"])
         yield family
     yield GaugeMetricFamily("ringlog_writer_batch_rows", "Median rows of a request.", said["write_ms"]["rows"])
 

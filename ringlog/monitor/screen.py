@@ -21,7 +21,7 @@ def escape(text: object) -> str:
 
 
 COLOURS = {
-    "running": "green", "stalled": "bold red", "stopped": "bold red", "absent": "bold red",
+    "running": "green", "starting": "yellow", "stalled": "bold red", "stopped": "bold red", "absent": "bold red",
     "alive": "green", "dead": "bold red", "adopted": "yellow", "left": "dim",
     "ok": "green", "warn": "yellow", "refuse": "bold red",
 }  # fmt: skip
@@ -30,9 +30,10 @@ FILL_WARN, FILL_BAD = 0.5, 0.9
 LAG_WARN_SECONDS = 1.0
 # The lanes' columns: heading, side, and how wide a screen must be for it.
 COLUMNS = (
-    ("producer", "right", 0), ("owner", "left", 0), ("record", "left", 0), ("lane", "left", 130), ("fill", "left", 115),
-    ("fill", "right", 0), ("records/s", "right", 0), ("waiting", "right", 0), ("accepted", "right", 140),
-    ("refused", "right", 0), ("lag", "right", 0), ("idle", "right", 100), ("age", "right", 90),
+    ("producer", "right", 0), ("owner", "left", 0), ("record", "left", 0), ("lane", "left", 130),
+    ("level", "left", 115), ("fill", "right", 0), ("records/s", "right", 0), ("waiting", "right", 0),
+    ("accepted", "right", 140), ("refused", "right", 0), ("lag", "right", 0),
+    ("idle", "right", 100), ("age", "right", 90),
 )  # fmt: skip
 
 
@@ -49,10 +50,10 @@ def _coloured(word: str, text: str | None = None) -> str:
 
 
 def _headline(snapshot: Snapshot) -> RenderableType:
-    pids = {lane.pid for lane in snapshot.lanes}
+    producers = len({lane.producer for lane in snapshot.lanes})
     says = "[green]accepting[/]" if snapshot.accepting else f"[bold red]REFUSING: {escape(snapshot.reason)}[/]"
     return Text.from_markup(
-        f"[bold]{snapshot.time[11:19]} UTC[/]  {says}  {len(pids)} producers, {len(snapshot.lanes)} lanes, "
+        f"[bold]{snapshot.time[11:19]} UTC[/]  {says}  {producers} producers, {len(snapshot.lanes)} lanes, "
         f"[bold]{snapshot.rate:,.0f}[/] records/s  [dim]{escape(snapshot.runtime_dir)}[/]",
         overflow="ellipsis",
     )
@@ -62,7 +63,9 @@ def _writer(snapshot: Snapshot) -> Panel:
     writer, said = snapshot.writer, snapshot.writer.figures
     beat = "never ticked" if writer.beat_age_s is None else f"last tick {_age(writer.beat_age_s)} ago"
     lag = f"[{'bold red' if writer.lag_s >= LAG_WARN_SECONDS else 'green'}]{_age(writer.lag_s)}[/]"
-    who = f"pid {escape(said['pid'])}" if said else "ringlog writer drains the lanes"
+    who = f"pid {escape(said['pid'])}" if said else "no writer: start `ringlog writer`, it drains the lanes"
+    if writer.state == "starting" and not said:
+        who = "it opens its spool"
     lines = [[_coloured(writer.state), who, beat, f"lag {lag}", f"{writer.rate:,.0f} rows/s written"]]
     if said:
         tick, write = said["tick_ms"], said["write_ms"]
@@ -76,6 +79,8 @@ def _writer(snapshot: Snapshot) -> Panel:
             f"{said['spooled']:,} spooled", f"{said['replayed']:,} replayed",
             f"{said['dead_letters']:,} dead letters", *_quarantined(said), f"{said['rss_bytes'] / 1e6:,.0f} MB",
         ])  # fmt: skip
+    if said and said["stalled"]:
+        lines.append([f"[bold red]nothing delivered: {escape(said['stalled'])}[/]"])
     title = "writer" if writer.state == "running" else f"writer {_coloured(writer.state, writer.state.upper())}"
     body = "\n".join("  ·  ".join(facts) for facts in lines)
     return Panel(body, title=title, title_align="left", border_style="dim")

@@ -26,12 +26,14 @@ from ringlog.monitor.rows import time_of
 from ringlog.pressure import Level, Thresholds
 from ringlog.settings import Settings
 
+MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
 STALLED_SECONDS = 3.0  # a writer's ticks are at most 1 s apart, and a slow encoding lies between
 
 
 class LaneFigures(msgspec.Struct):
     """One lane. Rates are records/s since the look before; `lag_s` is the age of its oldest unconfirmed record.
 
+    `producer` names the process for good, as its pid does not: each container has a pid 1.
     `owner`: `alive`; `dead` (gone without closing, not adopted yet); `adopted` (the writer drains what is left);
     `left` (closed in order). `trouble` says why a lane could not be looked at.
     """
@@ -40,6 +42,7 @@ class LaneFigures(msgspec.Struct):
     record: str
     table: str
     pid: int
+    producer: str
     owner: str
     age_s: float
     size_bytes: int
@@ -58,9 +61,9 @@ class LaneFigures(msgspec.Struct):
 
 
 class WriterFigures(msgspec.Struct):
-    """The writer: `running`, `stalled` (alive, but no tick lately), `stopped`, or `absent` (none ever ran here).
+    """The writer: `starting`, `running`, `stalled` (no tick lately), `stopped` or `absent` (none ever ran here).
 
-    `figures` is what it last said of itself (see `Writer._publish_status`); empty if it never did.
+    `figures` is what it last said of itself (see `Writer._publish_status`); empty where none runs, or has not yet.
     """
 
     state: str
@@ -142,7 +145,10 @@ class Observer:
         lanes = [self._lane(card, now_us) for card in found]
         board = Board.look(self._instance)
         beat_us = board.beat_us if board else 0
-        figures = _status_of(board)
+        is_held = is_locked(self._instance.lease_path)
+        # What an earlier writer said is not this one's.
+        figures = _status_of(board) if is_held else {}
+        figures = figures if board is not None and figures.get("epoch") == board.epoch else {}
         reason = board.reason.name.lower() if board else "accepting"
         if board is not None:
             board.segment.close()
@@ -151,12 +157,12 @@ class Observer:
             runtime_dir=str(self._instance.runtime_dir),
             accepting=reason == "accepting",
             reason=reason,
-            writer=self._writer(beat_us, figures, now_us, max((lane.lag_s or 0.0 for lane in lanes), default=0.0)),
+            writer=self._writer(beat_us, figures, now_us, lanes, is_held=is_held),
             lanes=lanes,
             lane_bytes=sum(card.size_bytes for card in found),
             lane_bytes_max=self._settings.lane_bytes_max,
             spool=SpoolFigures(spool_bytes(self._settings.spool_path), self._settings.spool_bytes_max),
-            disks=disks(self._settings),
+            disks=disks(self._settings, str(figures.get("server_dir", ""))),
         )
 
     def _lane(self, card: Card, now_us: int) -> LaneFigures:
@@ -166,6 +172,7 @@ class Observer:
             record=card.record,
             table=card.table,
             pid=card.owner_pid,
+            producer=card.producer or f"{card.boot_id} {card.owner_pid}",
             owner="alive" if owned else "dead",
             age_s=max(now_us - card.claimed_at_us, 0) / 1e6,
             size_bytes=card.size_bytes,
@@ -183,10 +190,15 @@ class Observer:
             _fill(figures, lane, now_us, owned=owned)
         return figures
 
-    def _writer(self, beat_us: int, figures: dict[str, Any], now_us: int, lag_s: float) -> WriterFigures:
+    def _writer(
+        self, beat_us: int, figures: dict[str, Any], now_us: int, lanes: list[LaneFigures], *, is_held: bool
+    ) -> WriterFigures:
         beat_age = max(now_us - beat_us, 0) / 1e6 if beat_us else None
-        if is_locked(self._instance.lease_path):
-            state = "running" if beat_age is not None and beat_age < STALLED_SECONDS else "stalled"
+        lag_s = max((lane.lag_s or 0.0 for lane in lanes), default=0.0)
+        if is_held and (beat_age is None or not figures):
+            state = "starting"
+        elif is_held:
+            state = str(figures["state"]) if beat_age is not None and beat_age < STALLED_SECONDS else "stalled"
         else:
             state = "absent" if beat_age is None else "stopped"
         rows = int(figures.get("rows", 0))
@@ -251,16 +263,34 @@ def spool_bytes(path: Path) -> int:
     return total
 
 
-def disks(settings: Settings) -> list[DiskFigures]:
-    """The disks of spool and server (where it is local), and shared memory."""
+def disks(settings: Settings, server_dir: str = "") -> list[DiskFigures]:
+    """The disks of spool and server (where that is set, or `server_dir`, which the writer found), and shared memory."""
     limits = Thresholds.of_disk(settings.disk_free_bytes_min)
     places = [("spool", str(settings.spool_path))]
-    if settings.questdb_data_dir:
-        places.append(("server", settings.questdb_data_dir))
+    if settings.questdb_data_dir or server_dir:
+        places.append(("server", settings.questdb_data_dir or server_dir))
     found = [_disk(what, path, limits) for what, path in places]
     if Path("/dev/shm").is_dir():  # noqa: S108 (asked for its free space only)
         found.append(_disk("shared memory", "/dev/shm", Thresholds(1 << 20, 1 << 20, 16 << 20)))  # noqa: S108
     return found
+
+
+def memory_filesystem(path: Path) -> str:
+    """The kind of the file system that `path` lies on, or will, if that is in memory; else an empty text."""
+    import psutil
+
+    place = Path(path).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    place = place.resolve()
+    try:
+        mounts = {each.mountpoint: each.fstype for each in psutil.disk_partitions(all=True)}
+    except (OSError, psutil.Error):  # a container without /proc, say
+        return ""
+    for parent in (place, *place.parents):
+        if kind := mounts.get(str(parent)):
+            return kind if kind in MEMORY_FILESYSTEMS else ""
+    return ""
 
 
 def _disk(what: str, path: str, limits: Thresholds) -> DiskFigures:

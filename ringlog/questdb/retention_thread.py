@@ -18,6 +18,8 @@ _logger = logging.getLogger(__name__)
 # not known because the server is away.
 CUTS_INTERVAL_S = 5.0
 CUTS_RETRY_S = 0.5
+# So many failures for want of a server are not told of: some ten seconds.
+QUIET_FAILURES = 16
 # How often it is looked whether a run is due: the window is open for two hours.
 RUN_INTERVAL_S = 600.0
 # An idle thread ends at once; one in the middle of a run is left to the process's end. The next run resolves it.
@@ -83,5 +85,7 @@ class RetentionThread:
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
+        if isinstance(error, ServerUnavailable) and self._failures < QUIET_FAILURES:
+            return  # the writer tells of the server itself
         if self._failures & (self._failures - 1) == 0:  # 1, 2, 4, 8 ...: an outage is no flood of log lines
             _logger.warning("retention cannot be looked after failures=%d: %s", self._failures, error)

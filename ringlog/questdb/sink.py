@@ -6,11 +6,13 @@ import dataclasses
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from questdb import QuestDBError
 
 from ringlog.errors import QueryError, RinglogError, SchemaMismatch, ServerRefused, ServerUnavailable
+from ringlog.questdb import data_dir
 from ringlog.questdb.conf import client_conf
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.frame import FrameBuilder
@@ -66,7 +68,9 @@ class QuestdbSink:
             str, tuple[int, int]
         ] = {}  # by table, what the sender's connections first wrote to: id, txn
         self._resumed_s: dict[str, float] = {}
+        self._settings = settings
         self._warned_generation = 0
+        self.data_dir: Path | None = None  # where the server keeps its data, if that is on this machine
 
     def verify(self, layout: RecordLayout) -> None:
         """Holds the server's table against the layout, now.
@@ -163,9 +167,21 @@ class QuestdbSink:
                     "QuestDB makes missing tables and columns by itself: a dropped table comes back without DEDUP; "
                     "set QDB_LINE_AUTO_CREATE_NEW_TABLES=false and QDB_LINE_AUTO_CREATE_NEW_COLUMNS=false"
                 )
+            self._find_data_dir()
         verified = _Verified(layout, status.id, status.sequenced, generation, time.monotonic())
         self._verified[layout.table] = verified
         return verified
+
+    def _find_data_dir(self) -> None:
+        """At each new connection: the server may be another one."""
+        if self._settings.questdb_data_dir:
+            return
+        found = data_dir.find(self.connection, self._settings)
+        if found.path is None:
+            _logger.warning("the disk of QuestDB is not watched: %s", found.trouble)
+        elif found.path != self.data_dir:
+            _logger.info("the disk of QuestDB is watched path=%s", found.path)
+        self.data_dir = found.path
 
     def _verified_now(self, layout: RecordLayout) -> _Verified:
         verified = self._verified.get(layout.table)

@@ -20,6 +20,7 @@ from ringlog.lanes.instance import Instance, boot_id
 from ringlog.lanes.locks import LockFile
 from ringlog.ledger import Term
 from ringlog.replay.sources import Place
+from ringlog.spool.place import ready
 
 NAME = "replays"
 
@@ -55,7 +56,7 @@ class Journal:
         self._instance = instance
         name = hashlib.sha256(f"{path}\0{table}".encode()).hexdigest()[:32]
         self._name = f"{name}.json"
-        self._spool = Directory.open(instance.settings.spool_path)
+        self._spool = Directory.open(ready(instance.settings))
         self._directory = self._spool.subdirectory(NAME)
         self._lock = LockFile(self._directory.path / f"{name}.lock")
         try:

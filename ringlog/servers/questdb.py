@@ -48,6 +48,7 @@ class QuestDBServer(EmbeddedServer):
             "questdb_host": HOST,
             "questdb_http_port": self.ports["http"],
             "questdb_pg_port": self.ports["pg"],
+            "questdb_data_dir": str(self.data_dir),
             "questdb_user": self.user,
             "questdb_password": Secret(self.password),
         }

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ringlog.errors import RinglogError, ServerRefused, ServerUnavailable
@@ -68,6 +69,7 @@ class _Search(NamedTuple):
 class _Backoff:
     failures: int = 0
     not_before: float = 0.0
+    error: str = ""
 
 
 class Delivery:
@@ -120,6 +122,16 @@ class Delivery:
         """How long the request, or the search for refused rows, under way has gone without an end; 0 where none is."""
         since = self._sending_since if self._search is None else self._search.since
         return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def server_dir(self) -> Path | None:
+        """Where the server keeps its data, if that is on this machine and known; asked by whoever has a sink."""
+        return getattr(self._sink.value, "data_dir", None) if self.is_ready else None
+
+    def trouble(self, table: str) -> str:
+        """Why the last request of a table failed; empty where it did not."""
+        backoff = self._backoffs.get(table)
+        return backoff.error if backoff is not None else ""
 
     def is_open(self, table: str) -> bool:
         """Whether batches of a table may be sent now: there is a sink, and its last failure is not too recent."""
@@ -296,6 +308,7 @@ class Delivery:
         self._sent = [entry for entry in self._sent if entry not in failed]
         backoff = self._backoffs.setdefault(table, _Backoff())
         backoff.failures += 1
+        backoff.error = str(error)
         longest = min(BACKOFF_SECONDS_MIN * 2**backoff.failures, BACKOFF_SECONDS_MAX)
         backoff.not_before = time.monotonic() + longest * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
         self._statistics.errors += 1

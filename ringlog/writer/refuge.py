@@ -87,6 +87,7 @@ class Refuge:
         self.spooled_rows = 0
         self.replayed_rows = 0
         self.expired_rows = 0
+        self.confirmed_rows = 0
         self._rows_max = rows_max
         self.batch_bytes = BATCH_BYTES_MAX  # of slots, of one batch; the writer sets it by what lanes leave of memory
         self._mirror = mirror
@@ -137,6 +138,11 @@ class Refuge:
         if self._is_full and is_relieved and self.spool.bytes < RESUME_RATIO * self.spool.bytes_max:
             self._is_full = not self.spool.reserve.refill()
         self._refused = self._took = False
+
+    @property
+    def away(self) -> frozenset[str]:
+        """The tables whose records are put away rather than sent."""
+        return frozenset(self._away)
 
     def is_away(self, table: str) -> bool:
         """Whether a table's records are to be put away rather than sent."""
@@ -272,6 +278,7 @@ class Refuge:
             self._stop_taking(error)
             return False
         self._took = True
+        self.confirmed_rows += batch.rows - len(settled.refused)
         if self._mirror is not None:
             for start, stop in _gaps([row.row for row in settled.refused], batch.rows):
                 self._mirror.offer(batch.take(start, stop), replayed)

@@ -21,6 +21,12 @@ class Samples:
     def __init__(self) -> None:
         self._values = np.full(SAMPLES_MAX, np.nan)
         self._count = 0
+        self.total = 0.0  # of all values there ever were
+
+    @property
+    def count(self) -> int:
+        """How many values there ever were."""
+        return self._count
 
     def __len__(self) -> int:
         return min(self._count, SAMPLES_MAX)
@@ -29,12 +35,22 @@ class Samples:
         """Takes the place of the oldest value where there is no other."""
         self._values[self._count % SAMPLES_MAX] = value
         self._count += 1
+        self.total += value
 
     def percentile(self, percent: float) -> float:
         """By nearest rank; 0.0 where there is no value yet."""
         if not self._count:
             return 0.0
         return float(np.percentile(self._values[: len(self)], percent, method="inverted_cdf"))
+
+
+def _summary(samples: Samples) -> dict[str, float]:
+    return {
+        "p50": samples.percentile(50),
+        "p99": samples.percentile(99),
+        "sum": samples.total,
+        "count": samples.count,
+    }
 
 
 class Statistics:
@@ -64,12 +80,8 @@ class Statistics:
             "rows": self.rows,
             "writes": self.writes,
             "errors": self.errors,
-            "tick_ms": {"p50": self.tick_ms.percentile(50), "p99": self.tick_ms.percentile(99)},
-            "write_ms": {
-                "rows": self.write_rows.percentile(50),
-                "p50": self.write_ms.percentile(50),
-                "p99": self.write_ms.percentile(99),
-            },
+            "tick_ms": _summary(self.tick_ms),
+            "write_ms": {"rows": self.write_rows.percentile(50), **_summary(self.write_ms)},
         }
 
     def batch(self, seconds: float) -> Batch:

@@ -32,6 +32,15 @@ def new_pressure(settings: Settings) -> Pressure:
     return Pressure(watches, _command(settings))
 
 
+def watch_server(pressure: Pressure, path: Path | None, settings: Settings) -> None:
+    """From now on the disk of the server's data, found at `path`; a directory that is set goes before one found."""
+    if settings.questdb_data_dir:
+        return
+    pressure.forget(Resource.SERVER_DISK)
+    if path is not None:
+        pressure.watch(disk_watch(Resource.SERVER_DISK, path, settings.disk_free_bytes_min))
+
+
 def watch_memory(pressure: Pressure, lane_bytes: Callable[[], int]) -> None:
     """From now on also the memory of lanes and batches together: what this process takes more than it has now."""
     pressure.watch(memory_watch(lane_bytes))

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -24,15 +25,17 @@ from ringlog.records import RecordLayout
 from ringlog.settings import Settings
 from ringlog.sinks import Batch, Cuts, Mirror, Sink
 from ringlog.spool import Spool
+from ringlog.spool.place import settled
 from ringlog.writer.delivery import Delivery, Settle, Settled
 from ringlog.writer.drain import Drain
 from ringlog.writer.part import Part
+from ringlog.writer.progress import Progress
 from ringlog.writer.refuge import Refuge
 from ringlog.writer.reload import changes, taken_over
 from ringlog.writer.settlements import Settlements
 from ringlog.writer.statistics import Statistics
 from ringlog.writer.supervisor import Supervisor
-from ringlog.writer.watches import new_pressure, reason_of, relimit, watch_memory
+from ringlog.writer.watches import new_pressure, reason_of, relimit, watch_memory, watch_server
 
 logger = logging.getLogger("ringlog.writer")
 
@@ -65,15 +68,18 @@ class Writer:
         self._supervisor = Supervisor() if supervisor is None else supervisor
         self._reread: Callable[[], Settings] | None = None
         self._instance = Instance(settings).open()
+        # First, since it may wait: whose the lease is shows on the board at once.
+        self._board = open_board(self._instance, is_writer=True)
         self._lease = Lease(self._instance)
         if not self._lease.take():
+            self._board.segment.close()
             holder = self._lease.holder
             raise WriterRunning(
                 f"instance {self._instance.runtime_dir}: got a writer running already ({holder}), wanted none"
             )
-        self._lease.write(f"pid={os.getpid()} since={time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
-        self._board = open_board(self._instance, is_writer=True)
         self._epoch = self._board.take_over()
+        self._board.beat(0)  # the last tick was another writer's
+        self._lease.write(f"pid={os.getpid()} since={time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
         self.statistics = Statistics()
         self._directory = LaneDirectory(self._instance, on_empty=self._close_lane, on_absent=self._lose_lane)
         self._cuts: Part[Cuts | None] = Part(cuts)
@@ -85,12 +91,14 @@ class Writer:
             request_timeout_seconds=settings.request_timeout_ms / 1000,
             keeps_columns=mirror is not None,
         )
-        spool = Spool(settings.spool_path, bytes_max=settings.spool_bytes_max)
+        spool = Spool(settled(settings), bytes_max=settings.spool_bytes_max)
         self._ledger = Ledger(spool.directory, spool.reserve, boot_id())
         self._refuge = Refuge(spool, self._ledger, settings.batch_rows_max, mirror)
         self._pressure = new_pressure(settings)
         self._settlements = Settlements(self._ledger, spool.directory, self._refuge.letters, self._pressure.alert)
         self._settlements.look()
+        self._progress = Progress(self._pressure)
+        self._server_dir: Path | None = None
         self._is_loaded = False
         self._drains: dict[RecordLayout, Drain] = {}
         # No threading.Event: its lock is held for moments of each wait, and a handler that sets it then waits for ever.
@@ -103,6 +111,7 @@ class Writer:
         self._adopt_at = 0.0
         self._status_at = 0.0
         self._reported_at = time.monotonic()
+        self._publish_status()
 
     def stop(self) -> None:
         """Asks `run` to deliver what is in the lanes now and to return; safe in a signal handler."""
@@ -167,9 +176,31 @@ class Writer:
             self._status_at = now + STATUS_INTERVAL_SECONDS
             self._see_heads()
             self._settlements.look()
-            if self._is_loaded:  # so that the first one says what size it is at rest
-                self._publish_status()
+            self._look_around(now)
+            self._publish_status()
         self._supervisor.alive()
+
+    def _look_around(self, now: float) -> None:
+        """Once a second: where the server keeps its data, which tables are away, whether anything is delivered."""
+        server_dir = self._delivery.server_dir
+        if server_dir != self._server_dir:
+            self._server_dir = server_dir
+            watch_server(self._pressure, server_dir, self._settings)
+        spool, delivery = self._refuge.spool, self._delivery
+        away = {table: delivery.trouble(table) or "what is spooled is sent first" for table in self._refuge.away}
+        in_lanes = sum(reader.unconfirmed for reader in self._directory.lanes.values())
+        waiting = in_lanes + sum(spool.rows(table) for table in spool.tables())
+        if not delivery.is_ready:
+            why = "the client of QuestDB is still loading"
+        elif delivery.silent_seconds > SILENCE_SECONDS_MAX:
+            why = f"QuestDB has not answered a request for {delivery.silent_seconds:.0f} s"
+        elif away:
+            why = "; ".join(f"{table}: {reason}" for table, reason in sorted(away.items()))
+        elif self._known_cuts is None:
+            why = "QuestDB has not answered yet what retention has cut"
+        else:
+            why = "what QuestDB acknowledged is not applied yet"
+        self._progress.look(now, away, self._refuge.confirmed_rows, waiting, why)
 
     def _publish_status(self) -> None:
         """What `ringlog top` and the demo read from the board."""
@@ -181,6 +212,9 @@ class Writer:
         status = {
             "pid": os.getpid(),
             "epoch": self._epoch,
+            "state": "running" if self._is_loaded else "starting",
+            "stalled": self._progress.stalled,
+            "server_dir": str(self._server_dir or ""),
             "interval_ms": self._interval * 1e3,
             "rss_bytes": memory.rss,
             "lanes": len(self._directory.lanes),
