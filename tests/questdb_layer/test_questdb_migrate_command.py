@@ -71,7 +71,7 @@ def test_migrate_makes_verifies_and_names_what_differs(
     assert problems == {own: f"{own}.price: got LONG, wanted DOUBLE"}
 
     status, _, said = migrate(environment, tmp_path, "--record", "fills:Nothing")
-    assert status == 1
+    assert status == 2
     assert "--record: got 'fills:Nothing', wanted package.module:Class" in said
 
 
