@@ -100,6 +100,7 @@ def workplace(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_command_runs(workplace: Path) -> None:
     """From `ringlog up` to `ringlog down` every command of every page ends with status 0, as it stands there."""
     text, run = script()
@@ -117,7 +118,7 @@ def test_every_command_runs(workplace: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=560,
     )
     statuses = {
         command: path.read_text().strip() if (path := workplace / f"status-{number}").exists() else "not reached"

@@ -30,7 +30,7 @@ FRAME_HEADER_BYTES = FRAME_FIXED_BYTES + 24
 FRAME_USED_BYTES = FRAME_HEADER_BYTES + 2 * TICK.slot_bytes  # header with one span, then slots; zeros after that
 
 
-SWEEP = pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+SWEEP = pytest.mark.parametrize("stride", [7, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 
 
 def spool_of_three_frames(path: Path) -> Path:

@@ -77,7 +77,10 @@ def free_descriptors(count: int) -> Iterator[None]:
 @linux
 @pytest.mark.parametrize("free", [0, 1, 2, 3])
 def test_61_attaching_without_descriptors_removes_nothing(instance: Instance, free: int) -> None:
-    """Finding 1: with 0 to 3 free descriptors a lane attaches or raises LaneError; its segment stays in either case."""
+    """Finding 1: with 0 to 3 free descriptors a lane attaches or raises LaneError; its segment stays in either case.
+
+    Defence: attaching unlinks nothing.
+    """
     lane = claim(instance, LAYOUT)
     name = lane.card.segment
     before = inode_of(name)
@@ -94,7 +97,10 @@ def test_61_attaching_without_descriptors_removes_nothing(instance: Instance, fr
 
 @linux
 def test_61_attaching_without_memory_removes_nothing(instance: Instance) -> None:
-    """Finding 1: without address space for a lane LaneError names the limit; segment and descriptors are as before."""
+    """Finding 1: without address space for a lane LaneError names the limit; segment and descriptors are as before.
+
+    Defence: attaching unlinks nothing.
+    """
     lane = claim(instance, LAYOUT, lane_bytes=1 << 20)
     before = inode_of(lane.card.segment)
     script = """
@@ -126,7 +132,10 @@ def test_61_attaching_that_fails_at_any_call_removes_nothing(
     instance: Instance, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """Finding 1: whichever system call of an attach fails, LaneError names the segment, which stays, and no descriptor
-    is left open."""
+    is left open.
+
+    Defence: attaching unlinks nothing.
+    """
     import ringlog.lanes.segments as segments_module
 
     lane = claim(instance, LAYOUT)
@@ -145,7 +154,10 @@ def test_61_attaching_that_fails_at_any_call_removes_nothing(
 
 @linux
 def test_61_a_board_without_descriptors_stays(lane_settings: Settings) -> None:
-    """Finding 2: processes that run out of descriptors while they open the board never take it away from the others."""
+    """Finding 2: processes that run out of descriptors while they open the board never take it away from the others.
+
+    Defence: attaching unlinks nothing.
+    """
     with Producer([Sample], settings=lane_settings) as producer:
         before = inode_of(producer.instance.board_name)
         for free in range(6):
@@ -163,7 +175,10 @@ def test_61_a_board_without_descriptors_stays(lane_settings: Settings) -> None:
 
 @linux
 def test_61_creating_without_means_leaves_nothing(instance: Instance) -> None:
-    """Finding 1: where a new segment cannot be made for want of descriptors LaneError says so, and no name is left."""
+    """Finding 1: where a new segment cannot be made for want of descriptors LaneError says so, and no name is left.
+
+    Defence: what was made in part is unlinked. No patch: SharedMemory itself removes what it could not map.
+    """
     name = instance.segment_name(7)
     for free in range(3):
         with free_descriptors(free):
@@ -289,7 +304,10 @@ def remove(path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_66_whatever_lies_at_a_name_is_refused_at_once(lane_settings: Settings, kind: str) -> None:
     """Finding 7: a FIFO, directory, symlink, socket or foreign file at the name of board or lane: SegmentRefused naming
-    it, at once, by attach, producer, writer's directory and onlooker alike; it is left as it is."""
+    it, at once, by attach, producer, writer's directory and onlooker alike; it is left as it is.
+
+    Defence: only a regular file is attached.
+    """
     instance = Instance(lane_settings).open()
     path = SHM / instance.board_name
     KINDS[kind](path)
@@ -311,7 +329,10 @@ def test_66_whatever_lies_at_a_name_is_refused_at_once(lane_settings: Settings, 
 @linux
 @pytest.mark.parametrize("kind", KINDS)
 def test_66_whatever_lies_in_the_runtime_directory_is_refused_at_once(lane_settings: Settings, kind: str) -> None:
-    """Finding 7: the same in the place of lock files, the lease and cards: LaneError or left out, and nobody waits."""
+    """Finding 7: the same in the place of lock files, the lease and cards: LaneError or left out, and nobody waits.
+
+    Defence: files of an instance are regular ones.
+    """
     if kind == "file":
         pytest.skip("a file is what belongs there")
     instance = Instance(lane_settings).open()
@@ -355,7 +376,10 @@ def run(arguments: list[str], settings: Settings, name: str) -> tuple[int, str]:
 @linux
 @pytest.mark.parametrize("kind", ["FIFO", "file"])
 def test_66_every_command_ends_at_once(lane_settings: Settings, kind: str) -> None:
-    """Finding 7: no command hangs or ends in a traceback where something else is at the board's name; each names it."""
+    """Finding 7: no command hangs or ends in a traceback where something else is at the board's name; each names it.
+
+    Defence: only a regular file is attached. No patch: the tests above take it away from what every command uses.
+    """
     instance = Instance(lane_settings).open()
     path = SHM / instance.board_name
     KINDS[kind](path)
@@ -377,7 +401,10 @@ def test_66_what_another_user_puts_there_is_refused(
     lane_settings: Settings, make: Callable[[Path], None], mode: int
 ) -> None:
     """Finding 7: what another uid puts at the name of board or lane is refused by owner before anything else, by a user
-    that may not open it too, and is never removed."""
+    that may not open it too, and is never removed.
+
+    Defence: a segment of another user is refused.
+    """
     instance = Instance(lane_settings).open()
     path = SHM / instance.board_name
     make(path)
