@@ -8,7 +8,8 @@
     ├── DeclarationError        (also a TypeError) mend the record type's class
     ├── LaneError               a segment, lock file or runtime directory cannot be used
     │   ├── SegmentRefused      wrong magic, version, size, owner or type; the file is left as it is
-    │   └── SharedMemoryFull    /dev/shm has no room for the segment
+    │   ├── SharedMemoryFull    /dev/shm has no room for the segment
+    │   └── SharedMemoryUnusable    /dev/shm is absent or read-only: no segment can be made there
     ├── SpoolError              the local disk queue cannot take or give records; nothing was dropped
     │   ├── SpoolFull           its cap or the disk is reached: the same call may succeed later
     │   └── SpoolUnusable       missing, unwritable, someone else's, of another version, foreign: mend it by hand
@@ -70,6 +71,10 @@ class SegmentRefused(LaneError):
 
 class SharedMemoryFull(LaneError):
     """Shared memory has no room for a segment; the message says how much was needed."""
+
+
+class SharedMemoryUnusable(LaneError):
+    """No segment can be made at all: /dev/shm is absent, or cannot be written."""
 
 
 class SpoolError(RinglogError):

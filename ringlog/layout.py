@@ -4,6 +4,7 @@ A lane's segment:
 
     0     header: written once by the owner, magic last
     128   state word          written by owner (CLOSED) and writer (RETIRED)
+    136   standing words      written by the writer: the head of a lane that was left, and since when it stands still
     256   head word           written by the owner only
     384   tail word           written by the writer only
     512   refused words       written by the owner only, one count for each reason
@@ -43,6 +44,8 @@ HEADER_FIELDS = (
 )
 
 STATE_OFFSET = 128
+STANDING_HEAD_OFFSET = 136
+STANDING_SINCE_OFFSET = 144  # milliseconds of the monotonic clock, which is one for all processes of a boot
 HEAD_OFFSET = 256
 TAIL_OFFSET = 384
 REFUSED_OFFSET = 512

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 
 from ringlog.errors import ConfigurationError, RecordError, RecordTypeError
 from ringlog.lanes.board import Board
-from ringlog.lanes.claims import CLAIM_TIMEOUT_SECONDS, BudgetExhausted, Card, OwnedLane, claim, open_board
+from ringlog.lanes.claims import Card, OwnedLane, claim, open_board
+from ringlog.lanes.claims_lock import CLAIM_TIMEOUT_SECONDS
 from ringlog.lanes.instance import Instance
+from ringlog.lanes.refusals import CLAIM_IN_APPEND_SECONDS, ClaimPauses
 from ringlog.layout import BOARD_REFUSE_OFFSET, TAIL_OFFSET, BoardReason, Refused, refusals_by_name
 from ringlog.naming import did_you_mean
 from ringlog.records import (
@@ -35,10 +38,6 @@ from ringlog.validation import Coercion, check_rows
 
 logger = ShieldedLogger("ringlog.producer")
 
-# A claim lists a directory and maps memory, which an append must not do again and again while the budget is exhausted.
-CLAIM_RETRY_SECONDS = 1.0
-# An append that has to claim waits for another process's claim (a millisecond each), never for a stopped process.
-CLAIM_IN_APPEND_TIMEOUT_SECONDS = 0.1
 INVALID_LOG_SECONDS = 10.0  # between two lines about wrong input, for each record type
 
 
@@ -61,7 +60,7 @@ class Appender:
         self._owner = owner
         self._lane_bytes = lane_bytes
         self._lane: OwnedLane | None = None
-        self._claim_not_before = 0.0
+        self._pauses = ClaimPauses()
         self._left: list[tuple[Card, int]] = []  # lanes of before, and what each had accepted
         self._invalid_said_by = float("-inf")
         self._ring = new_ring(self.layout, Coercion(self.layout, self._defaults), self._recover, self._takes_invalid)
@@ -177,11 +176,19 @@ class Appender:
     def open(self) -> None:
         """Claims the lane now, so that the first append is as cheap as the others. Raises LaneError."""
         if self._lane is None:
-            self._attach(CLAIM_TIMEOUT_SECONDS)
+            self._attach(CLAIM_TIMEOUT_SECONDS, CLAIM_TIMEOUT_SECONDS)
 
-    def _attach(self, timeout_seconds: float) -> None:
-        board = self._owner.open_board(timeout_seconds)
-        lane = claim(self._owner.instance, self.layout, lane_bytes=self._lane_bytes, timeout_seconds=timeout_seconds)
+    def _attach(self, timeout_seconds: float, still_seconds: float) -> None:
+        deadline = time.monotonic() + timeout_seconds
+        board = self._owner.open_board(timeout_seconds, still_seconds)
+        left = max(deadline - time.monotonic(), 0.0)
+        lane = claim(
+            self._owner.instance,
+            self.layout,
+            lane_bytes=self._lane_bytes,
+            timeout_seconds=left,
+            still_seconds=still_seconds,
+        )
         try:
             self._ring.attach(
                 lane.memory, board.memory, lane.slots_offset, lane.capacity, (*lane.words, BOARD_REFUSE_OFFSET)
@@ -196,24 +203,21 @@ class Appender:
         """For an append that has no lane to write: the first one, the lane was retired, or this is a forked child."""
         if self._owner.is_closed:
             return Refused.CLOSED
-        if time.monotonic() < self._claim_not_before:
-            return Refused.BUDGET
+        if (reason := self._pauses.reason) is not None:
+            return reason
         if self._lane is not None:
             # Retired, or our parent's: neither may be written, and only the writer or its owner says how it is left.
             self._left.append((self._lane.card, self._ring.head))
             self._ring.detach()
             self._lane.forget()
             self._lane = None
+        handled = sys.exception()  # of the caller, which may append in an `except`: no cause of what follows
         try:
-            self._attach(CLAIM_IN_APPEND_TIMEOUT_SECONDS)
-        except BudgetExhausted as error:
-            logger.warning("append refused: %s", error)
-        except Exception:
-            logger.exception("append refused: no lane could be claimed for %s", self.layout.name)
-        else:
-            return True
-        self._claim_not_before = time.monotonic() + CLAIM_RETRY_SECONDS
-        return Refused.BUDGET
+            self._attach(CLAIM_IN_APPEND_SECONDS, self._pauses.still_seconds)
+        except Exception as error:  # noqa: BLE001 (an append never raises for want of a lane; it is logged there)
+            return self._pauses.failed(error, self.layout.name, handled)
+        self._pauses.succeeded()
+        return True
 
     def close(self) -> None:
         """Leaves the lane to the writer; later appends return False, counted as closed."""
@@ -282,11 +286,11 @@ class Producer:
         logger.info("producer open records=%d ring=%s", len(self._appenders), IMPLEMENTATION)
         return self
 
-    def open_board(self, timeout_seconds: float) -> Board:
-        """The instance's board, attached once; waits at most that long for another process's claim to end."""
+    def open_board(self, timeout_seconds: float, still_seconds: float) -> Board:
+        """The instance's board, attached once; waits as long as a claim."""
         if self.board is None:
             self.instance.open()
-            self.board = open_board(self.instance, timeout_seconds)
+            self.board = open_board(self.instance, timeout_seconds, still_seconds)
         return self.board
 
     def appender(self, record_type: type[Record]) -> Appender:

@@ -40,10 +40,12 @@ def writer(verbose: bool, **flags: Any) -> None:
     Exits 0 after SIGTERM, 1 where another writer runs already (naming it) or a request never returns.
     """
     from ringlog.writer import Writer
+    from ringlog.writer.descriptors import raise_descriptor_limit
     from ringlog.writer.supervisor import Supervisor
 
     log_lines(sys.stdout, logging.DEBUG if verbose else logging.INFO, "%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = _checked(Settings.from_environment(**flags))
+    raise_descriptor_limit()
     supervisor = Supervisor.from_environment()
     metrics = _metrics(settings)
     cuts: Future[Cuts | None] = Future()

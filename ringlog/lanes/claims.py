@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import os
 import secrets
-import threading
 import time
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from ringlog.errors import LaneError
 from ringlog.lanes.board import Board
-from ringlog.lanes.instance import Instance, boot_id, read_private
+from ringlog.lanes.claims_lock import CLAIM_TIMEOUT_SECONDS, claims_lock, one_process, one_thread
+from ringlog.lanes.instance import Instance, boot_id, open_private, read_private
 from ringlog.lanes.locks import LockFile, is_locked
 from ringlog.lanes.segments import Segment, create_segment, unlink_segment
 from ringlog.layout import (
@@ -33,25 +34,28 @@ from ringlog.layout import (
 )
 from ringlog.records import RecordLayout
 from ringlog.ring import load, store
+from ringlog.settings import Settings
 
 SLOTS_WANTED = 16_384
 SLOTS_MIN = 64
-# A claim takes at most this part of what is left of the budget, or soon will be: late claimers get smaller lanes rather
-# than none.
+LANE_DIGITS = 16  # of a lane in the names of its files
+# A claim takes at most this part of what is left of the budget, while half of the budget is left, and less below that:
+# late claimers get smaller lanes rather than none.
 SHARE_OF_REST = 4
-CLAIM_TIMEOUT_SECONDS = 5.0
+# What is left when no claim counts on lanes that will be given back soon: with it, hundreds of small lanes can be had.
+RESERVE_OF_BUDGET = 8
+RETURNING_LANES_MAX = 20
+# A lock file that has no card may be that of a claim which has not taken the lock yet.
+STRAY_SECONDS = 10.0
 
-# Record locks do not hold off threads of one process. Re-entrant for a signal handler that claims inside a claim: it
-# then finds the file's lock held, instead of waiting for itself.
-_claims_lock = threading.RLock()
-
+# By directory and lane: sizes never change, and many processes that claim at once must not ask for them all again.
+_known_sizes: dict[Path, Mapping[str, int]] = {}
 
 _producer = secrets.token_hex(8)
 
 
 def _after_fork_in_child() -> None:
-    global _claims_lock, _producer  # noqa: PLW0603 (a thread of the parent may have held it)
-    _claims_lock = threading.RLock()
+    global _producer  # noqa: PLW0603 (a forked child is a producer of its own)
     _producer = secrets.token_hex(8)
 
 
@@ -101,9 +105,37 @@ def cards(instance: Instance, known: Container[int] = ()) -> list[Card]:
 
 def _number_of(name: str) -> int:
     try:
-        return int(name, 16)
+        return int(name, 16) if len(name) == LANE_DIGITS else 0
     except ValueError:
         return 0  # no lane's
+
+
+class Listed(NamedTuple):
+    """The lanes that have files in an instance, by their numbers as the files are called."""
+
+    sizes: dict[str, int]  # the bytes of their segments: a lock file is made as long as those, without taking room
+    unfinished: set[str]  # those whose claim, or whose removal, is not complete
+
+    @classmethod
+    def of(cls, instance: Instance) -> Listed:
+        """Looks once. A claim does so under the lock, also beside hundreds of lanes: so no size is asked for twice."""
+        known = _known_sizes.get(instance.lanes_dir, {})
+        try:
+            names = os.listdir(instance.lanes_dir)
+        except FileNotFoundError:
+            names = []
+        complete = {name[:LANE_DIGITS] for name in names if name.endswith(".json")}
+        others = {name[:LANE_DIGITS] for name in names if name.endswith((".lock", ".claim"))}
+        sizes = {name: known.get(name) or _size_of(f"{instance.lanes_dir}/{name}.lock") for name in others}
+        _known_sizes[instance.lanes_dir] = sizes
+        return cls(sizes, {name for name in others - complete if _number_of(name)})
+
+
+def _size_of(path: str) -> int:
+    try:
+        return os.stat(path, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
 
 
 class OwnedLane:
@@ -144,31 +176,15 @@ class OwnedLane:
         self.segment.close()
 
 
-@contextmanager
-def claims_lock(instance: Instance, timeout_seconds: float = CLAIM_TIMEOUT_SECONDS) -> Iterator[None]:
-    """Held while a lane or the board is made or removed; never on the path of an append that has a lane.
-
-    Raises LaneError where another process has held it for `timeout_seconds` (a stopped one, say).
-    """
-    with _claims_lock:
-        lock = LockFile(instance.claims_path)
-        deadline = time.monotonic() + timeout_seconds
-        while not lock.take():
-            if time.monotonic() > deadline:
-                raise LaneError(
-                    f"{instance.claims_path}: got a lock held by another process for "
-                    f"{timeout_seconds:g} s, wanted it free: is that process stopped?"
-                )
-            time.sleep(0.002)
-        try:
-            yield
-        finally:
-            lock.release()
-
-
-def open_board(instance: Instance, timeout_seconds: float = CLAIM_TIMEOUT_SECONDS, *, is_writer: bool = False) -> Board:
-    """The instance's board, made if there is none; see `Board.open`."""
-    with claims_lock(instance, timeout_seconds):
+def open_board(
+    instance: Instance,
+    timeout_seconds: float = CLAIM_TIMEOUT_SECONDS,
+    still_seconds: float = CLAIM_TIMEOUT_SECONDS,
+    *,
+    is_writer: bool = False,
+) -> Board:
+    """The instance's board, made if there is none; see `Board.open`. Waits as long as a claim."""
+    with claims_lock(instance, timeout_seconds, still_seconds):
         return Board.open(instance, is_writer=is_writer)
 
 
@@ -178,35 +194,84 @@ def claim(
     *,
     lane_bytes: int | None = None,
     timeout_seconds: float = CLAIM_TIMEOUT_SECONDS,
+    still_seconds: float = CLAIM_TIMEOUT_SECONDS,
 ) -> OwnedLane:
     """Claims a new lane for records of `layout`: `lane_bytes` of slots, or as many as the budget's rest suggests.
 
-    Waits at most `timeout_seconds` for another claim to end. Raises BudgetExhausted, SharedMemoryFull, or LaneError
-    (which names the file or directory).
+    Waits at most `timeout_seconds` for claims of others to end, `still_seconds` where none of them does.
+
+    Raises BudgetExhausted, ClaimsBusy, ClaimReentrant, SharedMemoryFull, SharedMemoryUnusable, or LaneError (which
+    names the file or directory).
     """
-    with claims_lock(instance, timeout_seconds):
-        others = cards(instance)
-        rest = instance.settings.lane_bytes_max - sum(card.size_bytes for card in others)
-        # Given back as soon as the writer has drained them: who follows a producer that died needs a lane of its size.
-        returning = sum(card.size_bytes for card in others if not is_locked(instance.lock_path(card.lane)))
-        capacity = _capacity(layout, rest, min((rest + returning) // SHARE_OF_REST, rest), lane_bytes)
-        lane = secrets.randbits(63) or 1
-        lock = LockFile(instance.lock_path(lane))
-        if not lock.take(exclusive_create=True):
-            raise LaneError(f"{lock.path}: got a lock held by another process on a new lane")
-        try:
-            return _made(instance, layout, capacity, lane, lock)
-        except BaseException:
-            instance.card_path(lane).unlink(missing_ok=True)
-            lock.path.unlink(missing_ok=True)
-            lock.release()
-            raise
+    deadline = time.monotonic() + timeout_seconds
+    try:
+        with one_thread(instance, deadline):
+            description = layout.to_json()
+            lane = secrets.randbits(63) or 1
+            segment = instance.segment_name(lane)
+            now_us, pid = time.time_ns() // 1000, os.getpid()
+            card = Card(lane, segment, 0, layout.name, layout.table, pid, boot_id(), now_us, _producer)
+            lock = LockFile(instance.lock_path(lane))
+            if not lock.take(exclusive_create=True):
+                raise LaneError(f"{lock.path}: got a lock held by another process on a new lane")
+            try:
+                returning = _returning_bytes(instance, layout) if lane_bytes is None else 0
+                # Nothing but the length of its lock file is written under the lock that all processes share: it takes
+                # the lane's part of the budget. The memory, megabytes of it, is had after that.
+                with one_process(instance, deadline, still_seconds):
+                    rest = _rest_bytes(instance)
+                    capacity = _capacity(layout, rest, returning, instance.settings, lane_bytes)
+                    size = segment_bytes(len(description), layout.slot_bytes, capacity)
+                    lock.resize(size)
+                return _made(instance, layout, msgspec.structs.replace(card, size_bytes=size), capacity, lock)
+            except BaseException:  # also a signal handler's: nothing stays behind
+                _give_up(instance, card, lock)
+                raise
+    except OSError as error:
+        raise LaneError(f"lane for {layout.name}: got {error}, wanted to make its files") from error
 
 
-def _capacity(layout: RecordLayout, rest_bytes: int, share_bytes: int, lane_bytes: int | None) -> int:
+def _rest_bytes(instance: Instance) -> int:
+    """What is left of the budget, without what dead claimers have. Called under the claims lock."""
+    listed = Listed.of(instance)
+    dead = [name for name in listed.unfinished if not is_locked(instance.lock_path(_number_of(name)))]
+    taken = sum(listed.sizes.values()) - sum(listed.sizes.get(name, 0) for name in dead)
+    for name in dead:
+        _remove_if_unfinished(instance, _number_of(name))
+    return instance.settings.lane_bytes_max - taken
+
+
+def _returning_bytes(instance: Instance, layout: RecordLayout) -> int:
+    """What dead owners have of the budget: given back as soon as the writer has drained their lanes."""
+    listed, budget = Listed.of(instance), instance.settings.lane_bytes_max
+    rest = budget - sum(listed.sizes.values())
+    share = _share(rest, budget)
+    wanted = segment_bytes(len(layout.to_json()), layout.slot_bytes, SLOTS_WANTED)
+    if share >= min(wanted, rest - budget // RESERVE_OF_BUDGET):
+        return 0  # makes no difference
+    # Only of the largest lanes: of the others there may be hundreds, and a claim is to be short.
+    large = heapq.nlargest(RETURNING_LANES_MAX, listed.sizes.items(), key=lambda item: item[1])
+    return sum(size for name, size in large if not is_locked(instance.lock_path(_number_of(name))))
+
+
+def _share(rest_bytes: int, budget_bytes: int) -> int:
+    """How much of the rest one lane may have. It falls faster than the rest: a few are large, and hundreds fit."""
+    scarcity = min(1.0, max(rest_bytes, 0) / (budget_bytes / 2))
+    return int(rest_bytes / SHARE_OF_REST * scarcity**3)
+
+
+def _capacity(
+    layout: RecordLayout, rest_bytes: int, returning_bytes: int, settings: Settings, lane_bytes: int | None
+) -> int:
+    budget_bytes = settings.lane_bytes_max
     layout_bytes = len(layout.to_json())
     capacity = SLOTS_WANTED if lane_bytes is None else 1 << max(lane_bytes // layout.slot_bytes, 1).bit_length() - 1
     if lane_bytes is None:
+        # A producer that replaces a dead one gets a lane of the same size, as long as that leaves a reserve.
+        replacing = min(
+            _share(rest_bytes + returning_bytes, budget_bytes), rest_bytes - budget_bytes // RESERVE_OF_BUDGET
+        )
+        share_bytes = max(_share(rest_bytes, budget_bytes), replacing)
         while capacity > SLOTS_MIN and segment_bytes(layout_bytes, layout.slot_bytes, capacity) > share_bytes:
             capacity //= 2
     needed = segment_bytes(layout_bytes, layout.slot_bytes, capacity)
@@ -218,32 +283,65 @@ def _capacity(layout: RecordLayout, rest_bytes: int, share_bytes: int, lane_byte
     return capacity
 
 
-def _made(instance: Instance, layout: RecordLayout, capacity: int, lane: int, lock: LockFile) -> OwnedLane:
+def _made(instance: Instance, layout: RecordLayout, card: Card, capacity: int, lock: LockFile) -> OwnedLane:
     description = layout.to_json()
-    size = segment_bytes(len(description), layout.slot_bytes, capacity)
     at = slots_offset(len(description))
-    now_us = time.time_ns() // 1000
-    pid = os.getpid()
-    card = Card(lane, instance.segment_name(lane), size, layout.name, layout.table, pid, boot_id(), now_us, _producer)
-    _write_card(instance.card_path(lane), card)
-    segment = create_segment(card.segment, size)
-    try:
-        segment.memory[LAYOUT_OFFSET : LAYOUT_OFFSET + len(description)] = description
-        header = (layout.slot_bytes, capacity, lane, pid, now_us, card.boot_id.encode(), at, len(description))
-        HEADER.pack_into(segment.memory, 0, bytes(8), LAYOUT_VERSION, *header)
-        # The magic comes last: a segment without it was never claimed, and holds nothing.
-        store(segment.memory, 0, int.from_bytes(MAGIC, "little"))
-        return OwnedLane(card, segment, lock, at, capacity)
-    except BaseException:  # a signal handler raised: without its card nobody would ever find the segment
-        unlink_segment(card.segment)
-        raise
+    descriptor = open_private(instance.claim_path(card.lane), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    with open(descriptor, "wb") as file:
+        file.write(msgspec.json.encode(card))
+    segment = create_segment(card.segment, card.size_bytes)
+    segment.memory[LAYOUT_OFFSET : LAYOUT_OFFSET + len(description)] = description
+    header = (layout.slot_bytes, capacity, card.lane, card.owner_pid, card.claimed_at_us)
+    HEADER.pack_into(segment.memory, 0, bytes(8), LAYOUT_VERSION, *header, card.boot_id.encode(), at, len(description))
+    # The magic comes last, and then the name under which the writer finds the lane: what has that name is whole.
+    store(segment.memory, 0, int.from_bytes(MAGIC, "little"))
+    instance.claim_path(card.lane).rename(instance.card_path(card.lane))
+    return OwnedLane(card, segment, lock, at, capacity)
 
 
-def _write_card(path: Path, card: Card) -> None:
-    draft = path.with_suffix(".draft")
-    try:
-        draft.touch(mode=0o600)
-        draft.write_bytes(msgspec.json.encode(card))
-        draft.rename(path)
-    except OSError as error:
-        raise LaneError(f"{path}: got {error.strerror}, wanted to write the lane's card") from None
+def _give_up(instance: Instance, card: Card, lock: LockFile) -> None:
+    if os.getpid() == card.owner_pid:  # not in a child that was forked inside the claim
+        with contextlib.suppress(OSError, LaneError):  # what is left now is removed with the next claim
+            remove_files(instance, card.lane)
+    lock.release()
+
+
+def remove_files(instance: Instance, lane: int) -> None:
+    """Removes a lane. From the first step on its files say that it is not complete: whoever finds them ends this."""
+    with contextlib.suppress(FileNotFoundError):
+        instance.card_path(lane).rename(instance.claim_path(lane))
+    _remove_unfinished_files(instance, lane)
+
+
+def _remove_unfinished_files(instance: Instance, lane: int) -> None:
+    unlink_segment(instance.segment_name(lane))
+    instance.claim_path(lane).unlink(missing_ok=True)
+    instance.lock_path(lane).unlink(missing_ok=True)
+
+
+def unfinished(instance: Instance) -> list[int]:
+    """The lanes whose claim, or whose removal, is not complete."""
+    return [_number_of(name) for name in Listed.of(instance).unfinished]
+
+
+def remove_unfinished(instance: Instance) -> list[int]:
+    """Removes what was left by processes that died in the middle of a claim, or of a removal; which lanes."""
+    return [lane for lane in unfinished(instance) if _remove_if_unfinished(instance, lane)]
+
+
+def _remove_if_unfinished(instance: Instance, lane: int) -> bool:
+    # In this order: an owner writes the claim while it has the lock. So where the lock is free after that, the owner
+    # has died, or has completed the claim meanwhile.
+    has_claim = instance.claim_path(lane).exists()
+    path = instance.lock_path(lane)
+    if is_locked(path) or instance.card_path(lane).exists():
+        return False
+    if has_claim:
+        _remove_unfinished_files(instance, lane)
+        return True
+    # A lock file alone: no segment was made, or it is not known whether records are in it.
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - path.stat().st_mtime >= STRAY_SECONDS:
+            path.unlink()
+            return True
+    return False

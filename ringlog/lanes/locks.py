@@ -48,12 +48,25 @@ class LockFile:
         """
         if self.path in _held:
             raise LaneError(f"{self.path}: got a lock that this process holds already, wanted it once")
+        _held.add(self.path)  # first: a thread that asked about the lock now would open the file, and so drop it
+        try:
+            is_taken = self._take(exclusive_create=exclusive_create)
+        except BaseException:
+            _held.discard(self.path)
+            raise
+        if not is_taken:
+            _held.discard(self.path)
+        return is_taken
+
+    def _take(self, *, exclusive_create: bool) -> bool:
         flags = os.O_RDWR | os.O_CREAT | (os.O_EXCL if exclusive_create else 0)
         while True:
             try:
                 descriptor = open_private(self.path, flags)
             except OSError as error:
-                raise LaneError(f"{self.path}: got {error.strerror}, wanted a lock file of this user") from None
+                is_out = error.errno in (errno.EMFILE, errno.ENFILE)
+                wanted = "a free descriptor: raise the limit (ulimit -n)" if is_out else "a lock file of this user"
+                raise LaneError(f"{self.path}: got {error.strerror}, wanted {wanted}") from None
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -67,7 +80,6 @@ class LockFile:
             os.close(descriptor)  # unlinked between open and lock: what we locked is no longer the lock
         self._descriptor = descriptor
         self._pid = os.getpid()
-        _held.add(self.path)
         return True
 
     def _is_at_path(self) -> bool:
@@ -75,6 +87,10 @@ class LockFile:
             return _inode_of(os.stat(self.path, follow_symlinks=False)) == self._inode
         except FileNotFoundError:
             return False
+
+    def resize(self, size_bytes: int) -> None:
+        """Makes the file so long, through the descriptor that holds the lock. It takes no room for that."""
+        os.ftruncate(self._descriptor, size_bytes)
 
     def write(self, text: str) -> None:
         """Replaces the file's text, through the descriptor that holds the lock.
@@ -116,19 +132,35 @@ def is_locked(path: Path) -> bool:
     except (OSError, LaneError):
         return True
     try:
-        request = _pack(fcntl.F_WRLCK)
-        answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, request)
-        return _type_of(answer) != fcntl.F_UNLCK
+        return _asked(descriptor)[0] != fcntl.F_UNLCK
     except OSError:  # a file system without locks, or out of them
         return True
     finally:
         os.close(descriptor)
 
 
+def holder_of(path: Path) -> int:
+    """The pid of the process that holds the lock; 0 where none does, or it cannot be told. For messages alone."""
+    if path in _held:
+        return os.getpid()
+    try:
+        descriptor = open_private(path, os.O_RDWR)
+    except (OSError, LaneError):
+        return 0
+    try:
+        kind, pid = _asked(descriptor)
+        return pid if kind != fcntl.F_UNLCK else 0
+    except OSError:
+        return 0
+    finally:
+        os.close(descriptor)
+
+
+def _asked(descriptor: int) -> tuple[int, int]:
+    """What kind of lock another process holds, and which process."""
+    fields = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, _pack(fcntl.F_WRLCK)))
+    return (int(fields[0]), int(fields[4])) if sys.platform != "darwin" else (int(fields[3]), int(fields[2]))
+
+
 def _pack(kind: int) -> bytes:
     return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0) if sys.platform != "darwin" else _FLOCK.pack(0, 0, 0, kind, 0)
-
-
-def _type_of(answer: bytes) -> int:
-    fields = _FLOCK.unpack(answer)
-    return int(fields[0] if sys.platform != "darwin" else fields[3])

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import logging
 import time
 from collections.abc import Callable
 
 from ringlog.decode import Slots
 from ringlog.errors import LaneError, SegmentRefused
-from ringlog.lanes.claims import Card, cards, claims_lock
+from ringlog.lanes.claims import Card, cards, remove_files, remove_unfinished, unfinished
+from ringlog.lanes.claims_lock import claims_lock
 from ringlog.lanes.instance import Instance, boot_id, read_private
-from ringlog.lanes.locks import LockFile, is_locked
+from ringlog.lanes.locks import LockFile, holder_of, is_locked
 from ringlog.lanes.segments import Segment, SegmentBlank, attach_segment, unlink_segment
 from ringlog.lanes.views import LaneView
-from ringlog.layout import STATE_OFFSET, TAIL_OFFSET, LaneState
-from ringlog.ring import store
+from ringlog.layout import STANDING_HEAD_OFFSET, STANDING_SINCE_OFFSET, STATE_OFFSET, TAIL_OFFSET, LaneState
+from ringlog.ring import load, store
 
 logger = logging.getLogger("ringlog.lanes")
 
@@ -99,6 +101,17 @@ class LaneReader(LaneView):
         """An owner that is alive after all sees this in its next append and claims another lane."""
         store(self._memory, STATE_OFFSET, LaneState.RETIRED)
 
+    def still_seconds(self, head: int) -> float:
+        """How long the head of a lane that was left has stood at `head`. The lane itself keeps that, so that writers
+        which are killed again and again come to its removal."""
+        now_ms = time.monotonic_ns() // 1_000_000
+        since_ms = load(self._memory, STANDING_SINCE_OFFSET)
+        if load(self._memory, STANDING_HEAD_OFFSET) != head or not 0 < since_ms <= now_ms:
+            store(self._memory, STANDING_HEAD_OFFSET, head)
+            store(self._memory, STANDING_SINCE_OFFSET, now_ms)
+            return 0.0
+        return (now_ms - since_ms) / 1e3
+
     def close(self) -> None:
         super().close()
         self._segment.close()
@@ -131,10 +144,10 @@ class LaneDirectory:
         self._on_absent = on_absent
         self._boot_id = boot_id()
         self._linger_seconds = instance.settings.lane_linger_ms / 1000
-        self._standing_since: dict[int, tuple[int, float]] = {}
         self._stuck: set[int] = set()  # lanes that could not be removed, and the log said so
         self.lanes: dict[int, LaneReader] = {}
         self.refused: dict[int, str] = {}
+        self.unattached: dict[int, str] = {}  # for want of a descriptor or of memory: tried again at each look
         self.absent: dict[int, tuple[Card, Absent]] = {}
 
     def refresh(self) -> None:
@@ -144,6 +157,8 @@ class LaneDirectory:
         except LaneError as error:  # no free descriptor, say: those that are attached go on
             logger.error("lanes cannot be listed yet: %s", error)
             return
+        for lane in self.unattached.keys() - {card.lane for card in found}:
+            del self.unattached[lane]
         for card in found:
             if card.lane in self.lanes or card.lane in self.refused:
                 continue
@@ -162,8 +177,11 @@ class LaneDirectory:
                 self.refused[card.lane] = str(error)
                 logger.error("lane refused, left untouched: %s", error)
             except LaneError as error:
-                logger.error("lane cannot be attached yet: %s", error)
+                if card.lane not in self.unattached:
+                    logger.error("lane=%016x cannot be attached yet, its records wait in it: %s", card.lane, error)
+                self.unattached[card.lane] = str(error)
             else:
+                self.unattached.pop(card.lane, None)
                 self.lanes[card.lane] = reader
                 logger.info("lane=%016x attached record=%s slots=%d", card.lane, card.record, reader.capacity)
 
@@ -180,7 +198,6 @@ class LaneDirectory:
 
     def adopt(self) -> None:
         """Retires lanes whose owner is gone and removes those that are empty and have stood still for the linger."""
-        now = time.monotonic()
         for lane, reader in list(self.lanes.items()):
             state = reader.state  # before the head: what a leaving owner published, it published before CLOSED
             if state == LaneState.OPEN:
@@ -189,26 +206,41 @@ class LaneDirectory:
                 reader.retire()
                 logger.info("lane=%016x adopted waiting=%d", lane, reader.head - reader.tail)
             head = reader.head
-            known, since = self._standing_since.get(lane, (-1, now))
-            if known != head:
-                self._standing_since[lane] = (head, now)
-            elif head == reader.tail and (state == LaneState.CLOSED or now - since >= self._linger_seconds):
+            # An owner that has closed its lane writes no more: then nothing is waited for.
+            is_over = reader.still_seconds(head) >= self._linger_seconds or state == LaneState.CLOSED
+            if head == reader.tail and is_over:
                 # Kept where it cannot be removed: its card would have it attached and adopted anew.
                 if not self._on_empty(reader.card, head) or not self._remove(reader.card):
                     continue
                 reader.close()
                 del self.lanes[lane]
-                del self._standing_since[lane]
                 logger.info("lane=%016x removed accepted=%d", lane, head)
+        self._remove_unfinished()
+
+    def unattached_named(self, lanes_max: int) -> dict[str, str]:
+        """Why lanes are not read, by lane; of so many at most, since the board has room for so much only."""
+        return {f"{lane:016x}": text for lane, text in itertools.islice(self.unattached.items(), lanes_max)}
+
+    def left(self) -> list[LaneReader]:
+        """The lanes whose owner has left, or is gone."""
+        return [
+            reader for lane, reader in self.lanes.items() if reader.state != LaneState.OPEN or not self._is_owned(lane)
+        ]
+
+    def _remove_unfinished(self) -> None:
+        """What a process left that died in the middle of a claim: nothing was ever accepted there."""
+        try:
+            for lane in remove_unfinished(self._instance):
+                logger.info("lane=%016x removed, its claim was never complete", lane)
+        except (OSError, LaneError) as error:
+            logger.debug("unfinished claims could not be removed yet: %s", error)
 
     def _remove(self, card: Card) -> bool:
-        """Unlinks a lane's segment, then its lock file and its card; False, and logged once, where that failed."""
+        """Removes a lane: its segment and its files; False, and logged once, where that failed."""
         try:
             # Hardly waited for: whoever holds it may be stopped, and the other lanes would fill meanwhile.
             with claims_lock(self._instance, REMOVE_TIMEOUT_SECONDS):
-                unlink_segment(card.segment)
-                self._instance.lock_path(card.lane).unlink(missing_ok=True)
-                self._instance.card_path(card.lane).unlink(missing_ok=True)
+                remove_files(self._instance, card.lane)
         except (LaneError, OSError) as error:
             if card.lane not in self._stuck:
                 self._stuck.add(card.lane)
@@ -226,15 +258,17 @@ class LaneDirectory:
 def remove_instance(instance: Instance) -> None:
     """Removes the board, and every lane whose owner is gone with whatever it still holds: for instances that were only
     ever temporary. Raises LaneError where a lane is still owned."""
-    for card in cards(instance):
-        if is_locked(instance.lock_path(card.lane)):
-            raise LaneError(f"instance {instance.runtime_dir}: got lane {card.lane:016x} owned by pid {card.owner_pid}")
+    for lane in _lanes(instance):
+        if is_locked(path := instance.lock_path(lane)):
+            raise LaneError(f"instance {instance.runtime_dir}: got lane {lane:016x} owned by pid {holder_of(path)}")
     with claims_lock(instance):
-        for card in cards(instance):
-            unlink_segment(card.segment)
-            instance.lock_path(card.lane).unlink(missing_ok=True)
-            instance.card_path(card.lane).unlink(missing_ok=True)
+        for lane in _lanes(instance):
+            remove_files(instance, lane)
         unlink_segment(instance.board_name)
+
+
+def _lanes(instance: Instance) -> set[int]:
+    return {card.lane for card in cards(instance)} | {*unfinished(instance)}
 
 
 class Lease:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ringlog.errors import LaneError, SegmentRefused, SharedMemoryFull
+from ringlog.errors import LaneError, SegmentRefused, SharedMemoryFull, SharedMemoryUnusable
 from ringlog.lanes.instance import kind_of
 
 SHM = Path("/dev/shm")  # noqa: S108 (where Linux keeps segments; macOS shows them nowhere)
@@ -190,7 +190,9 @@ def _not_made(name: str, size_bytes: int, error: OSError | ValueError) -> LaneEr
     if number in _OUT_OF_MEANS:
         return _out_of_means(name, error)
     text = error.strerror if isinstance(error, OSError) else str(error)
-    return LaneError(f"segment {name}: got {text}, wanted to make it: is {SHM} mounted, and writable for this user?")
+    return SharedMemoryUnusable(
+        f"segment {name}: got {text}, wanted to make it: is {SHM} mounted, and writable for this user?"
+    )
 
 
 def _out_of_means(name: str, error: object) -> LaneError:

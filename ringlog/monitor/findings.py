@@ -7,11 +7,12 @@ import os
 import shlex
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ringlog.errors import ConfigurationError, LaneError
-from ringlog.lanes.claims import cards
+from ringlog.lanes.claims import cards, unfinished
 from ringlog.lanes.instance import Instance, check_private
 from ringlog.lanes.segments import SegmentBlank
 from ringlog.monitor.accounting import records
@@ -24,6 +25,8 @@ from ringlog.records import RecordLayout
 from ringlog.settings import Settings
 from ringlog.text import quoted
 from ringlog.transport import is_encrypted
+
+DESCRIPTORS_LEFT_MIN = 32  # fewer, and a writer may soon lack one for the spool or a socket
 
 
 def validated(settings: Settings, layouts: Sequence[RecordLayout]) -> Iterator[Finding]:
@@ -129,6 +132,7 @@ def _instance(settings: Settings) -> Iterator[Finding]:
     writer = snapshot.writer
     if writer.state == "running":
         yield Finding("writer", "ok", f"running, last tick {writer.beat_age_s or 0.0:.1f} s ago")
+        yield from _means(writer.figures)
     elif writer.state == "starting":
         yield Finding("writer", "warn", "starting: lanes that fill up go to the spool", "wait: it takes some seconds")
     else:
@@ -171,14 +175,26 @@ def _owner(path: Path) -> str:
     return ""
 
 
+def _means(figures: Mapping[str, Any]) -> Iterator[Finding]:
+    """What a running writer lacks: it says so itself."""
+    fix = "raise the writer's limits (ulimit -n; LimitNOFILE= of systemd, minfds of supervisord): it goes on by itself"
+    for lane, text in figures.get("unattached", {}).items():
+        yield Finding("lanes", "fail", f"lane {lane}: the writer cannot read it, its records wait: {text}", fix)
+    left = figures.get("descriptors_left")
+    if left is not None and left < DESCRIPTORS_LEFT_MIN:
+        yield Finding("descriptors", "warn", f"the writer may open {left} more files, sockets among them", fix)
+
+
 def _orphans(settings: Settings) -> Iterator[Finding]:
     """Segments of this instance that no card leads to: its runtime directory was cleared, say. On Linux alone."""
     instance = Instance(settings)
     directory = Path("/dev/shm")  # noqa: S108 (listed only)
     prefix = instance.board_name.removesuffix("board")
-    # Segments first: a claim writes its card before its segment, so one that is seen has a card by then.
+    # Segments first: a claim has a file before its segment, so one that is seen has a file by then.
     names = sorted(path.name for path in directory.glob(f"{prefix}*") if path.name != instance.board_name)
-    for name in sorted(set(names) - {card.segment for card in cards(instance)}):
+    claimed = [lane for lane in unfinished(instance) if instance.claim_path(lane).exists()]
+    known = {card.segment for card in cards(instance)} | {instance.segment_name(lane) for lane in claimed}
+    for name in sorted(set(names) - known):
         remove = f"rm {quoted(directory / name)}"
         if other := _owner(directory / name):  # it is nobody's to remove but that user's, and anything may be in it
             fix = "ask that user what it is for; ringlog takes nothing from it"

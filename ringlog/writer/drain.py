@@ -97,3 +97,11 @@ class Drain:
                     memory = memoryview(run.memory).cast("B")[start * slot_bytes : stop * slot_bytes]
                     kept.append(Slots(run.lane, seq, rows, memory))
         return kept, expired
+
+
+def grouped(lanes: Iterable[LaneReader]) -> dict[RecordLayout, list[LaneReader]]:
+    """Lanes by the layout of their records."""
+    groups: dict[RecordLayout, list[LaneReader]] = {}
+    for lane in lanes:
+        groups.setdefault(lane.layout, []).append(lane)
+    return groups

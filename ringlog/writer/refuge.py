@@ -92,6 +92,7 @@ class Refuge:
         self.batch_bytes = BATCH_BYTES_MAX  # of slots, of one batch; the writer sets it by what lanes leave of memory
         self._mirror = mirror
         self._away: set[str] = set(spool.tables())
+        self._hurried: set[str] = set()  # of those, the tables that failed at nothing: the writer was not ready yet
         self._answered: set[str] = set()  # of those the tables of which a replay was confirmed since they left
         self._drains: dict[RecordLayout, Drain] = {}
         self._replays: dict[str, list[_UnderWay]] = {}  # in the order of the spool
@@ -152,6 +153,18 @@ class Refuge:
         """From now on the table's records are put away."""
         self._away.add(table)
         self._answered.discard(table)
+        self._hurried.discard(table)
+
+    def hurry(self, table: str) -> None:
+        """What is put away of the table now is only there because nothing can be sent yet."""
+        if table not in self._away:
+            self._hurried.add(table)
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether some of that has not come back yet."""
+        self._hurried = {table for table in self._hurried if self.spool.rows(table)}
+        return bool(self._hurried)
 
     def put_away(self, layout: RecordLayout, lanes: Iterable[LaneReader]) -> Iterator[list[Slots]]:
         """Writes what lanes hold durably into the spool, frame by frame; after each, the runs that are safe now.

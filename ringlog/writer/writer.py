@@ -27,7 +27,8 @@ from ringlog.sinks import Batch, Cuts, Mirror, Sink
 from ringlog.spool import Spool
 from ringlog.spool.place import settled
 from ringlog.writer.delivery import Delivery, Settle, Settled
-from ringlog.writer.drain import Drain
+from ringlog.writer.descriptors import descriptors_left
+from ringlog.writer.drain import Drain, grouped
 from ringlog.writer.part import Part
 from ringlog.writer.progress import Progress
 from ringlog.writer.refuge import Refuge
@@ -46,6 +47,7 @@ STATUS_INTERVAL_SECONDS = 1.0
 INTERVAL_SECONDS_MAX = 1.0
 CUTS_TIMEOUT_SECONDS = 0.5  # so long records wait in lanes for retention's cuts to be known; then they are spooled
 SILENCE_SECONDS_MAX = 0.5  # so long lanes above their high-water mark wait for one request's answer
+NAMED_MAX = 20  # lanes that the status names
 SLOW_TICKS_MAX = 3  # so many in a row stretch the interval
 
 
@@ -225,17 +227,13 @@ class Writer:
             "expired": self._refuge.expired_rows,
             "corrupt": self._refuge.corrupt,
             "quarantined": self._settlements.quarantined_rows,
+            "unattached": self._directory.unattached_named(NAMED_MAX),
+            "descriptors_left": descriptors_left(self._process),
             "board": self._board.reason.name.lower(),
             "alerts": {resource.value: count for resource, count in self._pressure.alerts.items()},
             **self.statistics.summary(),
         }
         self._board.write_status(msgspec.json.encode(status))
-
-    def _groups(self) -> dict[RecordLayout, list[LaneReader]]:
-        groups: dict[RecordLayout, list[LaneReader]] = {}
-        for lane in self._directory.lanes.values():
-            groups.setdefault(lane.layout, []).append(lane)
-        return groups
 
     def _is_above_high_water(self) -> bool:
         for lane in self._directory.lanes.values():
@@ -251,14 +249,24 @@ class Writer:
         if self._cuts_by is None and self._delivery.is_ready:
             self._cuts_by = time.monotonic() + CUTS_TIMEOUT_SECONDS
         if self._may_wait(cuts) and not self._is_above_high_water():
+            if not self._is_stopped:  # then what is left is sent with the rest
+                self._put_away_left()
             return
-        for layout, lanes in self._groups().items():
+        for layout, lanes in grouped(self._directory.lanes.values()).items():
             if cuts is None or self._refuge.is_away(layout.table) or not self._delivery.is_open(layout.table):
                 self._put_away(layout, lanes)
             else:
                 self._send(layout, lanes, cuts.get(layout.table))
         self._replay()
         self._refuge.look(in_lanes=any(reader.unconfirmed for reader in self._directory.lanes.values()))
+
+    def _put_away_left(self) -> None:
+        """Lanes of owners that are gone give their part of the budget back at once, also where writers that are killed
+        one after another never come to sending anything."""
+        for layout, lanes in grouped(self._directory.left()).items():
+            if any(lane.unconfirmed for lane in lanes):
+                self._refuge.hurry(layout.table)
+                self._put_away(layout, lanes)
 
     def _may_wait(self, cuts: Mapping[str, int] | None) -> bool:
         """Whether records may stay in lanes: until all is loaded and the cuts are known, or not to be had."""
@@ -461,7 +469,9 @@ class Writer:
             self._delivery.collect(timeout_seconds=0.01)
             self._directory.adopt()
             lanes = self._directory.lanes
-            if all(lanes[lane].tail >= head for lane, head in heads.items() if lane in lanes):
+            is_drained = all(lanes[lane].tail >= head for lane, head in heads.items() if lane in lanes)
+            can_replay = self._known_cuts is not None or self._may_wait(None)
+            if is_drained and not (can_replay and self._refuge.is_hurried):
                 break
             time.sleep(0.005)
         self._publish_status()

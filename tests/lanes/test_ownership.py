@@ -375,15 +375,25 @@ def test_60_many_lanes_leave_nothing(lane_settings: Settings) -> None:
 
 CLAIM_STEPS = {
     "before the segment": "claims.create_segment = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
-    "before its size": "segments.shared_memory.os.ftruncate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "before its part of the budget": "claims.LockFile.resize = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "before its size": """
+def size_it(*_):  # the lock file; the segment comes next
+    segments.shared_memory.os.ftruncate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+claims.LockFile.resize = size_it
+""",
     "before its pages": "segments._Made.reserve = lambda _: os.kill(os.getpid(), signal.SIGKILL)",
     "before the magic": "claims.store = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "before the card": "claims.open_private = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "within the card": "claims.open = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "before it is complete": "claims.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
 }
 
 
+@pytest.mark.parametrize("finder", ["writer", "claim"])
 @pytest.mark.parametrize("step", CLAIM_STEPS)
-def test_killed_within_a_claim(lane_settings: Settings, step: str) -> None:
-    """A claimer killed at any step leaves a lane that is recognised as never claimed, and removed."""
+def test_killed_within_a_claim(lane_settings: Settings, step: str, finder: str) -> None:
+    """What a claimer killed at any step leaves is no lane of a writer's; writer and next claim remove it, and nothing
+    of the budget stays taken (finding 4)."""
     script = f"""
 import os, signal
 import ringlog.lanes.claims as claims, ringlog.lanes.segments as segments
@@ -398,13 +408,18 @@ claims.claim(instance, layout_of(Sample))
     with child(lane_settings, script, prelude="") as claimer:
         claimer.ended(-signal.SIGKILL)
     drained = Drained(lane_settings)
-    (card,) = drained.cards()
+    for path in drained.instance.lanes_dir.iterdir():  # as if it had been long ago: a lock file alone may be new
+        os.utime(path, (0, 0))
+    assert len(list(drained.instance.lanes_dir.iterdir())) > 0
     drained.drain()
-    expected = Absent.UNLINKED if step == "before the segment" else Absent.UNCLAIMED
-    assert drained.directory.absent[card.lane][1] == expected
-    assert drained.directory.refused == {}
-    assert drained.cards() == []
+    assert (drained.cards(), drained.directory.absent, drained.directory.refused) == ([], {}, {})
+    if finder == "writer":
+        drained.directory.adopt()
+    else:
+        claim(drained.instance, LAYOUT, lane_bytes=lane_settings.lane_bytes_max // 2).close()
+        drained.until_gone()
     assert list(drained.instance.lanes_dir.iterdir()) == []
+    assert [name for name in segments(drained.instance) if name != drained.instance.board_name] == []
 
 
 def test_a_claim_under_way_is_waited_for(lane_settings: Settings) -> None:

@@ -16,7 +16,7 @@ from lane_samples import Child
 
 from ringlog import Producer
 from ringlog.lanes.claims import open_board
-from ringlog.layout import BoardReason
+from ringlog.layout import BoardReason, Refused
 from ringlog.records import Trade
 from ringlog.ring import IMPLEMENTATION
 from ringlog.settings import Settings
@@ -77,7 +77,7 @@ def test_an_append_allocates_nothing(instance_dir: Path, state: str) -> None:
         producer.close()
     elif state == "budget":
         appender._ring.detach()
-        appender._claim_not_before = float("inf")
+        appender._pauses._reason, appender._pauses._not_before = Refused.BUDGET, float("inf")
     elif state == "full":
         while appender.append(*row):
             pass
@@ -107,7 +107,7 @@ import os, sys
 from ringlog import Producer
 from ringlog.records import Trade
 from ringlog.lanes.claims import open_board
-from ringlog.layout import BoardReason
+from ringlog.layout import BoardReason, Refused
 state, count = sys.argv[1], int(sys.argv[2])
 size = 4096 if state == "full" else 64 << 20
 producer = Producer([Trade], lane_bytes={Trade: size}).open()
@@ -119,7 +119,7 @@ elif state == "closed":
     producer.close()
 elif state == "budget":
     appender._ring.detach()
-    appender._claim_not_before = float("inf")
+    appender._pauses._reason, appender._pauses._not_before = Refused.BUDGET, float("inf")
 for _ in range(1000):
     append(*VARYING)
 os.write(1, b"begin\\n")
