@@ -16,7 +16,7 @@ import psycopg.rows
 from bench.figures import Figure, Result, interleaved, main, median_ratio
 from bench.query_data import fill
 from bench.stack import connect, connection_options, server
-from ringlog.errors import ServerUnavailable
+from ringlog.errors import QueryTimeout, ServerUnavailable
 from ringlog.questdb.async_queries import AsyncQueries
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.pools import PREPARE_THRESHOLD
@@ -234,7 +234,7 @@ def recovery(questdb: QuestDBServer, queries: Queries) -> Figure:
             try:
                 queries.get_trades(limit=10, timeout_ms=1_000)
                 answered[index] = time.perf_counter()
-            except ServerUnavailable:
+            except (ServerUnavailable, QueryTimeout):
                 pass
             except BaseException as error:  # noqa: BLE001 - counted: there must be none
                 unexpected.append(error)

@@ -160,7 +160,7 @@ def _show(result: Result[Any], as_format: str, as_json: bool, output: Path | Non
 
 
 def _span(result: Result[Any]) -> str:
-    return "nothing" if result.span is None else f"{result.span.start.isoformat()} to {result.span.end.isoformat()}"
+    return "" if result.span is None else f"{result.span.start.isoformat()} to {result.span.end.isoformat()}"
 
 
 def _write_parquet(result: Result[Any], output: Path | None) -> None:

@@ -7,7 +7,6 @@ made anew for every try, so it must be safe to repeat: writes carry an id by whi
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import threading
@@ -19,9 +18,9 @@ import psycopg
 import psycopg.types.json
 import psycopg.types.string
 import stamina
-from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout
 
-from ringlog import libpq
+from ringlog import libpq, pooling
 from ringlog.errors import (
     PostgresValueError,
     RinglogError,
@@ -124,10 +123,10 @@ class Pool:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._check = threading.Lock()
-        self._pool = ConnectionPool(
+        self._pool = pooling.Pool(
             connection_class=_Connection,
             configure=functools.partial(_configure, settings),
-            reconnect_failed=ConnectionPool.check,  # a pool without any connection starts one
+            reconnect_failed=pooling.Pool.check,  # a pool without any connection starts one
             **_pool_options(settings),
         )
 
@@ -213,11 +212,11 @@ class AsyncPool:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._check = asyncio.Lock()
-        self._pool = AsyncConnectionPool(
+        self._is_checking = False
+        self._pool = pooling.AsyncPool(
             connection_class=_AsyncConnection,
             configure=functools.partial(_configure_async, settings),
-            reconnect_failed=AsyncConnectionPool.check,
+            reconnect_failed=pooling.AsyncPool.check,
             **_pool_options(settings),
         )
 
@@ -260,9 +259,12 @@ class AsyncPool:
             return done.value  # type: ignore[no-any-return]
 
     async def _discard_broken(self) -> None:
-        if not self._check.locked():
-            async with self._check:
+        if not self._is_checking:
+            self._is_checking = True
+            try:
                 await self._pool.check()
+            finally:
+                self._is_checking = False
 
     async def _reason(self, timeout: psycopg.Error) -> psycopg.Error:
         try:
@@ -322,6 +324,7 @@ def _pool_options(settings: Settings) -> dict[str, Any]:
     return {
         "kwargs": connection_options(settings),
         "open": False,
+        "name": f"{pooling.NAME_PREFIX}postgres",
         "min_size": min(POOL_SIZE_MIN, settings.postgres_pool_size_max),
         "max_size": settings.postgres_pool_size_max,
         "timeout": settings.postgres_timeout_ms / 1_000,
@@ -369,7 +372,7 @@ def translated(settings: Settings, error: psycopg.Error) -> RinglogError:
     state = error.sqlstate or ""
     text = one_line(error.diag.message_primary or error)
     if isinstance(error, PoolClosed):
-        return ServerRefused(f"{server}: the pool is closed, wanted it used inside `with`")
+        return ServerRefused(f"{server}: {pooling.closed_reason(error)}")
     if state in _SCHEMA_STATES:
         return SchemaMismatch(f"{server}: {text}: run `ringlog migrate --only postgres`")
     if state[:2] in _VALUE_CLASSES or isinstance(error, psycopg.DataError):

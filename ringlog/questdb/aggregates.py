@@ -155,15 +155,14 @@ def _aggregate(
         start = end - window.duration_us
         yield from gather(start, end, views)
     except QueryTimeout:
+        if covered is None:
+            raise
         partial = True
     continuation = None
-    if partial:
-        left_us = window.duration_us if covered is None else covered - start
-        until = end if covered is None else covered
+    if partial and covered is not None:
         # A float of seconds does not hold every number of microseconds: some would come back as one less.
-        left = datetime.timedelta(microseconds=left_us)
-        arguments = {**call.arguments, "duration": left, "end": until}
-        continuation = Continuation(call.method, arguments)
+        left = datetime.timedelta(microseconds=covered - start)
+        continuation = Continuation(call.method, {**call.arguments, "duration": left, "end": covered})
     return Result(
         struct_columns(row_type),
         finish(groups),

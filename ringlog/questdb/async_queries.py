@@ -27,16 +27,18 @@ class AsyncQueries:
 
     Every call takes at most `timeout_ms` (default: `query_timeout_ms` of the settings). A connection that breaks is
     replaced and the call is made again, with backoff, while time is left. Typed queries that run out of time return
-    what they have with `partial=True`; `execute_query` raises QueryTimeout.
+    the part of the span that they have covered with `partial=True`, and raise QueryTimeout where that is none of it;
+    `execute_query` always raises QueryTimeout.
 
-    Errors: QueryError (mend the call), QueryTimeout, SchemaMismatch (no such table), ServerUnavailable (try again),
-    ServerRefused (wrong user or password).
+    Errors: QueryError (fix the call), QueryTimeout, SchemaMismatch (a table that `ringlog migrate` makes is missing),
+    ServerUnavailable (try again), ServerRefused (wrong user or password).
     """
 
     def __init__(self, settings: Settings | None = None, *, prepare_threshold: int | None = pools.PREPARE_THRESHOLD):
         self._settings = Settings.from_environment() if settings is None else settings
         self._server = f"QuestDB at {client_conf(self._settings).host}:{self._settings.questdb_pg_port}"
         self._health = pools.Health()
+        self._text_statements = pools.TextStatements()
         self._pool = pools.make_async_pool(self._settings, self._health, prepare_threshold)
 
     async def open(self) -> Self:
@@ -123,7 +125,14 @@ class AsyncQueries:
         parameters = calls.checked_sql(sql, params)
 
         async def work(connection: Any, _deadline: float) -> Any:
-            return await connection.cursor(binary=True).execute(sql, parameters)
+            if sql not in self._text_statements:
+                try:
+                    return await connection.cursor(binary=True).execute(sql, parameters)
+                except psycopg.DatabaseError as error:
+                    if not pools.has_no_binary_form(error):
+                        raise
+                    self._text_statements.add(sql)
+            return await pools.text_cursor(connection).execute(sql, parameters)
 
         cursor = await self._retried(work, timeout_ms, calls.retriable(sql))
         # The answer is whole and here: while it is decoded, the connection serves the next caller already.
@@ -202,5 +211,5 @@ class AsyncQueries:
             await cursor.execute(step.sql, step.parameters)
             rows: Rows = await cursor.fetchall()
         except psycopg.Error as error:
-            pools.translate(error, self._server, pools.settle(connection, error))
+            pools.translate(error, self._server, pools.settle(connection, error), own_sql=True)
         return rows

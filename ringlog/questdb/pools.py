@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import socket
+import struct
 import time
 from contextvars import ContextVar
 from typing import Any, NoReturn, cast
@@ -18,7 +20,7 @@ from typing import Any, NoReturn, cast
 import psycopg
 import psycopg_pool
 
-from ringlog import libpq
+from ringlog import libpq, pooling
 from ringlog.errors import (
     QueryError,
     QueryTimeout,
@@ -28,8 +30,13 @@ from ringlog.errors import (
     ServerUnavailable,
     one_line,
 )
+from ringlog.naming import did_you_mean
+from ringlog.questdb.audit import AUDIT_TABLE
 from ringlog.questdb.conf import client_conf
 from ringlog.questdb.connection import CONNECT_TIMEOUT_S, DATABASE, reason_of, tls_options, unreachable
+from ringlog.questdb.rollups import ROLLUPS
+from ringlog.questdb.taken import LANES_TABLE
+from ringlog.records import PLATFORM_RECORDS, layout_of
 from ringlog.settings import Settings
 
 # As psycopg has it registered: its C class, where that is installed.
@@ -41,12 +48,15 @@ _TIMESTAMPTZ_LOADER: Any = psycopg.adapters.get_loader(
 for _name in ("psycopg.pool", "stamina"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
+TEXT_STATEMENTS_MAX = 10_000
 # A statement is prepared on the server when it comes for the third time on a connection.
 PREPARE_THRESHOLD = 2
 # An idle connection is asked whether it lives before it is given out; one that was used just now is not: the round
 # trip would cost every query, and a connection that broke meanwhile only costs a retry.
 CHECK_IDLE_S = 1.0
 CHECK_TIMEOUT_S = 1.0
+# A server that has not answered a check for so long hangs.
+HUNG_S = 0.2
 # libpq reads no more at once than its buffer holds, which is 16 KB until a longer value came: an answer of 1,000 trades
 # takes a wait for each, and another thread the interpreter at each. So a new connection asks for one long value first.
 WIDE_VALUE = "SELECT lpad('', 262144, ' ')"
@@ -66,6 +76,19 @@ call_deadline: ContextVar[float] = ContextVar("call_deadline", default=float("in
 BACKOFF: dict[str, Any] = {"attempts": None, "wait_initial": 0.05, "wait_max": 0.5, "wait_jitter": 0.05}
 
 
+# What `ringlog migrate` makes: without one of these a server is not what queries need. Any other table is the caller's.
+MIGRATED = frozenset(
+    [
+        *(layout_of(record_type).table for record_type in PLATFORM_RECORDS),
+        *(rollup.view for rollup in ROLLUPS),
+        AUDIT_TABLE,
+        LANES_TABLE,
+    ]
+)
+KEYWORDS = ("select", "with", "show", "explain", "insert", "update", "create", "alter", "drop", "truncate", "declare")
+_MISSING_TABLE = re.compile(r"table does not exist \[table=(.*)\]")
+
+
 class DeadlinePassed(psycopg.OperationalError):
     """The connection's deadline passed while it waited for the server."""
 
@@ -75,6 +98,7 @@ class Health:
     """What a pool's connections learned last: shared by all of them."""
 
     failed_at: float = float("-inf")  # monotonic seconds
+    is_reached: bool = False  # a connection was made
     error: str = ""
 
     def failed(self, error: BaseException) -> None:
@@ -102,6 +126,54 @@ class UtcTimestampLoader:
 
     def __new__(cls, oid: int, _context: Any = None) -> Any:
         return _TIMESTAMPTZ_LOADER(oid)
+
+
+class RawBytesLoader(psycopg.adapt.Loader):
+    """A binary column in an answer of texts: QuestDB sends the bytes as they are, not as hexadecimal digits."""
+
+    def load(self, data: Any) -> bytes:
+        return bytes(data)
+
+
+class SingleLoader(psycopg.adapt.Loader):
+    """A float of 32 bits in an answer of texts, as the same number that the binary form gives."""
+
+    def load(self, data: Any) -> float:
+        value: float = struct.unpack("<f", struct.pack("<f", float(bytes(data))))[0]
+        return value
+
+
+def text_cursor(connection: PooledConnection | AsyncPooledConnection) -> Any:
+    """A cursor that asks for texts and gives the values that a binary one would.
+
+    For answers with a column that QuestDB has no binary form of (IPv4, geohash, NULL without a type): it sends a broken
+    answer then. The texts of its doubles are exact.
+    """
+    cursor = connection.cursor(binary=False)
+    cursor.adapters.register_loader("bytea", RawBytesLoader)
+    cursor.adapters.register_loader("float4", SingleLoader)
+    return cursor
+
+
+def has_no_binary_form(error: psycopg.Error) -> bool:
+    """Whether libpq could not read a row of an answer; the connection goes on after it."""
+    return type(error) is psycopg.DatabaseError and '"D" message' in str(error)
+
+
+class TextStatements:
+    """The statements that were found to have no binary form, so that each is asked in vain once."""
+
+    def __init__(self) -> None:
+        self._hashes: set[int] = set()
+
+    def add(self, sql: str) -> None:
+        if len(self._hashes) >= TEXT_STATEMENTS_MAX:
+            self._hashes.clear()
+        self._hashes.add(hash(sql))
+
+    def __contains__(self, sql: str) -> bool:
+        # Another statement of the same hash is asked for as text too, and is answered as well.
+        return bool(self._hashes) and hash(sql) in self._hashes
 
 
 def utc_cursor(connection: PooledConnection | AsyncPooledConnection) -> Any:
@@ -163,6 +235,7 @@ class AsyncPooledConnection(libpq.AsyncConnection):
 
 def _prepare(connection: PooledConnection | AsyncPooledConnection, health: Health) -> None:
     connection.health = health
+    health.is_reached = True
     connection.used_at = time.monotonic()
 
 
@@ -179,16 +252,34 @@ def _check_deadline() -> float:
 def check(connection: PooledConnection) -> None:
     """The pool's health check: raises where a connection that was idle, or older than a failure, does not answer."""
     if _needs_check(connection):
+        began = time.monotonic()
         connection.deadline = _check_deadline()
-        connection.execute("select 1")
+        try:
+            connection.execute("select 1")
+        except psycopg.Error as error:
+            _note_failed_check(connection, error, began)
+            raise
         connection.used_at = time.monotonic()
 
 
 async def check_async(connection: AsyncPooledConnection) -> None:
     if _needs_check(connection):
+        began = time.monotonic()
         connection.deadline = _check_deadline()
-        await connection.execute("select 1")
+        try:
+            await connection.execute("select 1")
+        except psycopg.Error as error:
+            _note_failed_check(connection, error, began)
+            raise
         connection.used_at = time.monotonic()
+
+
+def _note_failed_check(
+    connection: PooledConnection | AsyncPooledConnection, error: psycopg.Error, began: float
+) -> None:
+    """For callers that get no connection; a caller who had no time left proves nothing about the server."""
+    if not isinstance(error, DeadlinePassed) or time.monotonic() - began >= HUNG_S:
+        connection.health.failed(error)
 
 
 def widen(connection: PooledConnection) -> None:
@@ -235,18 +326,18 @@ def _options(settings: Settings, health: Health, prepare_threshold: int | None) 
         "open": False,
         "timeout": ACQUIRE_TIMEOUT_S,
         "reconnect_timeout": RECONNECT_TIMEOUT_S,
-        "name": "ringlog-queries",
+        "name": f"{pooling.NAME_PREFIX}queries",
     }
 
 
 def make_pool(settings: Settings, health: Health, prepare_threshold: int | None) -> Any:
-    return psycopg_pool.ConnectionPool(
+    return pooling.Pool(
         connection_class=PooledConnection, configure=widen, check=check, **_options(settings, health, prepare_threshold)
     )
 
 
 def make_async_pool(settings: Settings, health: Health, prepare_threshold: int | None) -> Any:
-    return psycopg_pool.AsyncConnectionPool(
+    return pooling.AsyncPool(
         connection_class=AsyncPooledConnection,
         configure=widen_async,
         check=check_async,
@@ -285,23 +376,36 @@ def hang_up(connection: PooledConnection | AsyncPooledConnection) -> None:
 
 def acquire_error(error: BaseException, server: str, health: Health, statistics: dict[str, int]) -> RinglogError:
     """The error for a caller that got no connection: refused, down, or all of them busy."""
+    if isinstance(error, psycopg_pool.PoolClosed):
+        return QueryError(f"{server}: {pooling.closed_reason(error)}")
     if "password" in health.error or "authentication" in health.error:
         return ServerRefused(f"{server}: {health.error}")
     if time.monotonic() - health.failed_at <= FAILED_LATELY_S:
         return NoConnection(unreachable(server, health.error))
     size = statistics.get("pool_size", 0)
+    if not health.is_reached:
+        return NoConnection(unreachable(server, "no answer in time"))
     wanted = "more time, or a larger RINGLOG_QUERY_POOL_SIZE_MAX"
     return NoConnection(f"{server}: no connection ({size} are busy; {one_line(error)}), wanted {wanted}")
 
 
-def translate(error: psycopg.Error, server: str, broken: bool) -> NoReturn:
-    """Raises the RinglogError that says what the caller can do about a psycopg error."""
+def translate(error: psycopg.Error, server: str, broken: bool, *, own_sql: bool = False) -> NoReturn:
+    """Raises the RinglogError that says what the caller can do about a psycopg error.
+
+    `own_sql`: the statement is ringlog's, so that a table or column it lacks is one that `ringlog migrate` makes.
+    """
     reason = reason_of(error)
     if isinstance(error, DeadlinePassed) or "timeout, query aborted" in reason or "cancelled by user" in reason:
-        raise QueryTimeout(f"{server}: the query ran out of time ({reason})") from None
+        advice = "more time (RINGLOG_QUERY_TIMEOUT_MS, timeout_ms) or less data"
+        raise QueryTimeout(f"{server}: the query ran out of time ({reason}), wanted {advice}") from None
     # An answer of the server carries its diagnostics; without them the way to it failed.
     if broken or (isinstance(error, psycopg.OperationalError) and error.diag.message_primary is None):
         raise ServerUnavailable(f"{server}: {reason}") from None
-    if "table does not exist" in reason:
+    missing = _MISSING_TABLE.search(reason)
+    if missing and (own_sql or missing[1] in MIGRATED):
         raise SchemaMismatch(f"{server}: {reason}; `ringlog migrate` makes the tables") from None
-    raise QueryError(f"{server}: {reason}") from None
+    if own_sql and "Invalid column" in reason:
+        raise SchemaMismatch(f"{server}: {reason}; `ringlog migrate` adds missing columns") from None
+    # QuestDB takes an unknown word at the beginning of a statement for the name of a table.
+    hint = did_you_mean(missing[1], (*MIGRATED, *KEYWORDS)) if missing else ""
+    raise QueryError(f"{server}: {reason}{hint}") from None

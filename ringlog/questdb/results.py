@@ -34,7 +34,7 @@ _KINDS = {
     1114: "datetime",
     1184: "datetime",
 }
-_KINDS |= {18: "str", 25: "str", 1042: "str", 1043: "str", 2950: "uuid", 17: "bytes"}
+_KINDS |= {18: "str", 25: "str", 1042: "str", 1043: "str", 2950: "uuid", 17: "bytes", 1022: "array", 1700: "decimal"}
 
 
 class Span(NamedTuple):
@@ -54,10 +54,10 @@ class Continuation(msgspec.Struct, frozen=True):
 class Result(Generic[RowT]):
     """The rows of one query; a sequence of typed rows, and a table for Arrow, pandas and Polars.
 
-    `partial`: the query ran out of time, and the rows cover `span` only (None: no part of it); `continuation` gives
-    the rest. `limited`: the rows are as many as the limit lets through, and more matched, or time ran out before it was
-    known whether more did. `source`: "view" where aggregates came from views (the edges and the newest minutes from raw
-    rows), "raw" where raw rows answered for more than that.
+    `partial`: the query ran out of time, and the rows cover `span` only; `continuation` gives the rest. A query that
+    covered nothing has no result: it raises QueryTimeout. `limited`: the rows are as many as the limit lets through,
+    and more matched, or time ran out before it was known whether more did. `source`: "view" where aggregates came from
+    views (the edges and the newest minutes from raw rows), "raw" where raw rows answered for more than that.
     """
 
     def __init__(
@@ -106,7 +106,10 @@ class Result(Generic[RowT]):
         return f"<Result of {len(self)} rows ({', '.join(self.columns)}), {state}>"
 
     def to_arrow(self) -> pyarrow.Table:
-        """A pyarrow.Table: timestamp[us, UTC], double, int64, bool, string; NULL is null, never NaN or empty."""
+        """A pyarrow.Table: timestamp[us, UTC], double, int64, bool, string, binary, lists and decimals.
+
+        NULL is null, never NaN or empty. A UUID is a string.
+        """
         import pyarrow as pa
 
         types_ = {
@@ -122,6 +125,10 @@ class Result(Generic[RowT]):
         for (_, kind), column in zip(self._columns, values, strict=True):
             if kind in types_:
                 arrays.append(pa.array(column, types_[kind]))
+            elif kind in ("array", "decimal") and any(value is not None for value in column):
+                arrays.append(pa.array(column))  # as deep, or as wide, as the values are
+            elif kind in ("array", "decimal"):
+                arrays.append(pa.array(column, pa.list_(pa.float64()) if kind == "array" else pa.decimal128(38, 0)))
             else:
                 arrays.append(pa.array([None if value is None else str(value) for value in column], pa.string()))
         return pa.Table.from_arrays(arrays, names=list(self.columns))

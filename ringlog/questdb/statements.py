@@ -1,7 +1,9 @@
 """The typed queries as plans: generators that yield statements and are sent their rows, and do no I/O themselves.
 
-`Queries` and `AsyncQueries` run the same plans; QueryTimeout is thrown into a plan where its deadline passed, and the
-plan then returns what it has. Values are always parameters; identifiers come from this package only.
+`Queries` and `AsyncQueries` run the same plans; QueryTimeout is thrown into a plan where its deadline passed. The plan
+then returns the part of the span that it has covered; where it has covered none it raises the QueryTimeout again, since
+a result without rows would say that there are none. Values are always parameters; identifiers come from this package
+only.
 """
 
 from __future__ import annotations
@@ -100,6 +102,8 @@ def trades(wanted: TradeFilter, deadline: float) -> Plan[TradeRow]:
                 del found[wanted.limit :]
                 return _trade_result(wanted, found, covered, limited=True)
     except QueryTimeout:
+        if covered is None or covered[0] == covered[1]:
+            raise
         return _trade_result(wanted, found, covered, partial=True)
     return _trade_result(wanted, found, (start, end))
 
@@ -158,11 +162,10 @@ def positions(values: dict[str, Any], end: int | None, deadline: float) -> Plan[
                     latest.setdefault(row[1:4], row)
                 covered_from = piece[0]
     except QueryTimeout:
+        if covered_from is None:
+            raise
         partial = True
-    continuation = None
-    if partial:
-        arguments = {**values, "end": high if covered_from is None else covered_from}
-        continuation = Continuation("get_positions", arguments)
+    continuation = Continuation("get_positions", {**values, "end": covered_from}) if partial else None
     span = None if covered_from is None or high is None else Span(time_of(covered_from), time_of(high))
     return Result(
         struct_columns(PositionRow),

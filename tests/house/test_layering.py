@@ -16,7 +16,9 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "environment", "naming", "text"}),
     frozenset({"settings", "records", "layout", "disk", "spans", "shielded_logger"}),
     frozenset({"columns", "validation", "migration", "transport", "libpq"}),
-    frozenset({"_ring", "_ring_python", "_decode", "_decode_python", "spool", "ledger", "dead_letters", "pressure"}),
+    frozenset(
+        {"pooling", "_ring", "_ring_python", "_decode", "_decode_python", "spool", "ledger", "dead_letters", "pressure"}
+    ),
     frozenset({"ring"}),
     frozenset({"decode", "arrays"}),
     frozenset({"lanes", "sinks"}),

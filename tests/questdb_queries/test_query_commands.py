@@ -84,11 +84,12 @@ def test_trades_and_percentiles(environment: dict[str, str], insert: Insert, exe
 
 
 def test_bad_usage(environment: dict[str, str]) -> None:
-    """Wrong usage exits with 2; a wrong filter, bad SQL or a server that is away with 1 and one line that says why."""
+    """Wrong usage exits with 2; bad SQL or a server that is away with 1 and one line that says why."""
     assert call(environment, "percentiles", "--duration", "soon").exit_code == 2
     assert call(environment, "query", "SELECT 1", "--format", "xml").exit_code == 2
     assert call(environment, "trades", "--limit", "0").exit_code == 2
-    for arguments in (["trades", "--mode", "demo"], ["query", "SELECT nope FROM trades"]):
+    assert call(environment, "trades", "--mode", "demo").exit_code == 2
+    for arguments in (["query", "SELECT nope FROM trades"], ["query", "selec 1"]):
         command = [sys.executable, "-m", "ringlog", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from ringlog.cli import ringlog
+from ringlog.errors import QueryTimeout
 from ringlog.questdb.filters import time_of
 from ringlog.questdb.results import Continuation, Result, Span, typed_rows
 from ringlog.settings import Settings
@@ -55,10 +57,15 @@ def test_commands() -> None:
 
 
 class Scripted:
-    """Queries that answer their calls with the results they were given; one call more than those is an error."""
+    """Queries that answer their calls with the results they were given; after the last time runs out."""
 
     def __init__(self, results: list[Result[int]]) -> None:
         self._results = iter(results)
+
+    def _next(self) -> Result[int]:
+        for result in self._results:
+            return result
+        raise QueryTimeout("nothing was covered")
 
     def __enter__(self) -> Self:
         return self
@@ -67,31 +74,32 @@ class Scripted:
         pass
 
     def get_trades(self, **_: Any) -> Result[int]:
-        return next(self._results)
+        return self._next()
 
     def resume(self, _: Continuation) -> Result[int]:
-        return next(self._results)
+        return self._next()
 
 
 SPAN = Span(time_of(0), time_of(1))
 
 
-def part(numbers: list[int], span: Span | None) -> Result[int]:
+def part(*numbers: int) -> Result[int]:
     rest = Continuation("get_trades", {})
-    return Result([("n", "int")], [(n,) for n in numbers], typed_rows(int), span=span, partial=True, continuation=rest)
+    return Result([("n", "int")], [(n,) for n in numbers], typed_rows(int), span=SPAN, partial=True, continuation=rest)
 
 
 @pytest.mark.parametrize(
     ("results", "rows", "complete"),
     [
-        ([part([1, 2], SPAN), part([3], SPAN), Result([("n", "int")], [(4,)], typed_rows(int))], [1, 2, 3, 4], True),
-        ([part([1], SPAN), part([], None)], [1], False),
-        ([part([], None)], [], False),
+        ([part(1, 2), part(3), Result([("n", "int")], [(4,)], typed_rows(int))], [1, 2, 3, 4], True),
+        ([part(1), part()], [1], False),
+        ([part()], [], False),
     ],
 )
 def test_example_of_partial_results(results: list[Result[int]], rows: list[int], complete: bool) -> None:
-    """The page's loop over partial results keeps every part's rows, and ends where no part fits into its time."""
+    """The page's loop over partial results keeps every part's rows, and raises where no part fits into its time."""
     (block,) = [block for block in python_blocks() if "resume" in block]
     names: dict[str, Any] = {"Queries": lambda _: Scripted(results), "settings": None}
-    exec(block, names)  # noqa: S102
-    assert (names["rows"], names["complete"]) == (rows, complete)
+    with contextlib.nullcontext() if complete else pytest.raises(QueryTimeout):
+        exec(block, names)  # noqa: S102
+    assert names["rows"] == rows

@@ -1,0 +1,181 @@
+"""psycopg's pools, made to end with their process and their event loop, and to begin anew in a forked process.
+
+A pool of psycopg_pool has workers: threads, or tasks of the event loop that it was opened in. They do not come along
+when a process forks or another event loop begins, and a worker that is connecting waits for the server, not for the
+program to end. Here a pool that was open is opened again where it is asked for a connection in a forked process or in
+another event loop, and no worker keeps a program from ending, with or without `close()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import os
+import weakref
+from typing import Any
+
+import psycopg_pool
+
+# How long closing waits for each of a pool's workers (a few). One that is connecting to a server that hangs ends by
+# itself, and keeps nothing waiting: it is a daemon thread, or a task of a loop.
+CLOSE_TIMEOUT_S = 0.05
+NAME_PREFIX = "ringlog-"
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Drops what psycopg_pool says of our workers that were left to end by themselves."""
+    is_ours = isinstance(record.args, tuple) and str(record.args[:1]).startswith(f"('{NAME_PREFIX}")
+    return not ("couldn't stop" in str(record.msg) and is_ours)
+
+
+logging.getLogger("psycopg.pool").addFilter(_is_worth_logging)
+
+
+def closed_reason(error: psycopg_pool.PoolClosed) -> str:
+    """What a pool that is not open says, and what to do about it."""
+    text = str(error)
+    return text if "wanted" in text else f"{text}, wanted it used inside `with`, or after `open()`"
+
+
+class Pool(psycopg_pool.ConnectionPool[Any]):
+    """A ConnectionPool that forked processes may use as well; `name` begins with NAME_PREFIX."""
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self._reopens = False
+        super().__init__(**options)
+        _pools.add(self)
+
+    def getconn(self, timeout: float | None = None) -> Any:
+        if self._reopens:
+            self.open()
+            self._reopens = False
+        return super().getconn(timeout)
+
+    def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
+        self._reopens = False
+        super().close(timeout)
+
+    def begin_anew(self) -> None:
+        """In a forked process: forgets connections, workers and locks, all of which are the parent's."""
+        self._reopens = self._reopens or not self.closed
+        super().__init__(**self._options)
+
+    def __del__(self) -> None:
+        # psycopg_pool's waits for 5 s for each worker, in whatever thread collects garbage.
+        if not getattr(self, "_closed", True):
+            self.close(0)
+
+
+class AsyncPool(psycopg_pool.AsyncConnectionPool[Any]):
+    """An AsyncConnectionPool of one event loop at a time; `name` begins with NAME_PREFIX.
+
+    It closes when its loop cancels its tasks, as `asyncio.run` does at its end, and is opened again in the next loop
+    that asks for a connection. While its loop runs no other loop may use it: PoolClosed says so.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self._loop: asyncio.AbstractEventLoop | None = None  # that it was opened in
+        self._guard: asyncio.Task[None] | None = None
+        self._reopens = False
+        super().__init__(**options)
+        _pools.add(self)
+
+    async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            self._leave_loop(self._loop)
+        self._loop, self._reopens = loop, False
+        with contextlib.suppress(TypeError):  # a loop of another library need not be one that can be referred to
+            _loops.add(loop)
+        await super().open(wait, timeout)
+        if self._guard is None:
+            self._guard = asyncio.create_task(_close_with_loop(weakref.ref(self)), name=f"{self.name}-guard")
+            # Of a loop that is never run again, nor closed, asyncio would complain when the program ends.
+            for task in (self._guard, self._sched_runner, *self._workers):
+                with contextlib.suppress(AttributeError):
+                    task._log_destroy_pending = False  # type: ignore[union-attr]
+
+    async def getconn(self, timeout: float | None = None) -> Any:
+        if self._loop is not asyncio.get_running_loop() and (self._loop is not None or self._reopens):
+            await self.open()
+        return await super().getconn(timeout)
+
+    async def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
+        guard, self._guard = self._guard, None
+        loop, self._loop, self._reopens = self._loop, None, False
+        if loop is asyncio.get_running_loop():
+            if guard is not None:
+                guard.cancel()
+            await super().close(timeout)
+        elif loop is not None:
+            self._abandon()
+            self._closed = True
+
+    async def end_with_loop(self) -> None:
+        """Closes the pool, whose workers are being cancelled. Its loop stays known: only another one opens it again."""
+        idle = list(self._pool)
+        with contextlib.suppress(asyncio.CancelledError):  # the workers', whom psycopg_pool waits for
+            await super().close(CLOSE_TIMEOUT_S)
+        for connection in idle:
+            await connection.close()
+
+    def _leave_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop.is_running():
+            raise psycopg_pool.PoolClosed(
+                "it is open in another event loop, which is running: wanted one object for each loop"
+            )
+        self._abandon()
+        self.begin_anew()
+
+    def _abandon(self) -> None:
+        for connection in self._pool:
+            connection.pgconn.finish()
+
+    def begin_anew(self) -> None:
+        """Forgets connections, workers and loop, which are another process's or of a loop that ended."""
+        reopens = self._reopens or self._loop is not None
+        with contextlib.suppress(AttributeError):
+            del self._lock  # psycopg_pool makes it in the loop, where there is none
+        super().__init__(**self._options)
+        self._loop, self._guard, self._reopens = None, None, reopens
+
+
+async def _close_with_loop(pool_ref: weakref.ref[AsyncPool]) -> None:
+    """Waits until the loop cancels its tasks, and then closes the pool."""
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        pool = pool_ref()
+        if pool is not None and pool._guard is asyncio.current_task():
+            await pool.end_with_loop()
+
+
+_pools: weakref.WeakSet[Pool | AsyncPool] = weakref.WeakSet()
+_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+
+def _begin_anew_all() -> None:
+    for pool in list(_pools):
+        pool.begin_anew()
+
+
+def _close_all() -> None:
+    """At the end of the program: what was left open ends without a word, also in loops that nobody closed."""
+    for pool in list(_pools):
+        if isinstance(pool, Pool):
+            pool.close()
+    for loop in list(_loops):
+        if not loop.is_closed() and not loop.is_running():
+            tasks = [task for task in asyncio.all_tasks(loop) if task.get_name().startswith(NAME_PREFIX)]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                loop.run_until_complete(asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S))
+
+
+os.register_at_fork(after_in_child=_begin_anew_all)
+atexit.register(_close_all)
