@@ -52,6 +52,7 @@ class Resource(enum.StrEnum):
     MEMORY = "buffer memory"
     QUARANTINE = "quarantine"
     TABLE = "table"  # away for long: told of by the writer, and no reason to refuse records
+    LANES = "lanes"  # never watched: told of where a lane's segment is gone
 
 
 class Thresholds(msgspec.Struct, frozen=True):

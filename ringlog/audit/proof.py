@@ -35,7 +35,8 @@ def prove(settings: Settings) -> Report:
         held = holdings(directory) if directory is not None else {}
         rows, lacking, unproved = _stored(settings, first, delivered)
         last = take(instance, directory)
-    found = _balance_differences(last)
+    found = _vanished_differences(last, rows)
+    found += _balance_differences(last)
     for lane in first.accounts.lanes:
         found += _kept_differences(first, last, lane, held, kept)
     found += [difference for each in lacking.values() for difference in each.lost]
@@ -131,6 +132,32 @@ def _missing(snapshot: Snapshot, table: str, seen: Stored, delivered: Mapping[in
     return found
 
 
+def _vanished_differences(snapshot: Snapshot, rows: dict[str, Stored]) -> list[Difference]:
+    """Lanes whose segment was removed in this boot: always one, since nobody knows how far they had got."""
+    found = []
+    for lane, account in snapshot.accounts.lanes.items():
+        if not account.is_vanished:
+            continue
+        missing = SeqSet(account.sets.get(Term.VANISHED, ()))
+        seen = rows.get(account.table, Stored()).lanes.get(lane)
+        for start, end in seen.seqs if seen is not None else ():  # applied, and its writer died before it said so
+            missing.discard(start, end)
+        first = missing.start if missing else account.head
+        found.append(
+            Difference(
+                kind=Kind.VANISHED,
+                place=Place.SHARED_MEMORY,
+                table=account.table,
+                lane=f"{lane:016x}",
+                first_seq=first,
+                last_seq=max(account.head, first) - 1,
+                rows=len(missing),
+                is_at_least=True,
+            )
+        )
+    return found
+
+
 def _balance_differences(snapshot: Snapshot) -> list[Difference]:
     found = []
     for table, balance in snapshot.balance().items():
@@ -163,6 +190,8 @@ def _table_differences(first: Snapshot, last: Snapshot, rows: dict[str, Stored])
     for table, seen in rows.items():
         for lane, state in seen.lanes.items():
             found += differences(Kind.DOUBLED, Place.QUESTDB, table, lane, state.doubled)
+            if lane in last.accounts.lanes and last.accounts.lanes[lane].is_vanished:
+                continue  # how far it had got is not known
             head = max(first.head(lane), last.head(lane))
             beyond = SeqSet(state.seqs)
             beyond.discard(0, head)

@@ -18,12 +18,14 @@ class Kind(enum.StrEnum):
     LOST = "lost"  # the ledger says where it is, and it is not there; or it was accepted and is nowhere
     DOUBLED = "doubled"  # more than one row has its lane and seq
     UNEXPECTED = "unexpected"  # no lane ever accepted it
+    VANISHED = "vanished"  # its lane's segment was removed in this boot
 
 
 class Place(enum.StrEnum):
     """Where a difference was found."""
 
     LEDGER = "ledger"
+    SHARED_MEMORY = "shared memory"
     SPOOL = "spool"
     DEAD_LETTERS = "dead letters"
     QUESTDB = "questdb"
@@ -45,7 +47,9 @@ class RecordRange(msgspec.Struct, frozen=True, kw_only=True):
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
     """Records of one lane (hexadecimal, as the logs show it) from `first_seq` to `last_seq`, both included.
 
-    All of these, or where `rows` is less, so many of them.
+    All of these, or where `rows` is less, so many of them. Of a lane that vanished nobody knows how many it had
+    accepted: `rows` are those that were seen, `is_at_least` says that there may be more after `last_seq`, which is one
+    less than `first_seq` where none were seen.
     """
 
     kind: Kind
@@ -55,12 +59,16 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     first_seq: int
     last_seq: int
     rows: int
+    is_at_least: bool = False
 
     def __str__(self) -> str:
-        return (
-            f"{self.kind} in {self.place}: table={self.table} lane={self.lane} seq={self.first_seq}-{self.last_seq} "
-            f"rows={self.rows}"
-        )
+        text = f"{self.kind} in {self.place}: table={self.table} lane={self.lane} "
+        if self.is_at_least:
+            return (
+                f"{text}rows=at least {self.rows}, seq={self.first_seq} and after: its segment was removed, so how "
+                "many it had accepted is not known"
+            )
+        return f"{text}seq={self.first_seq}-{self.last_seq} rows={self.rows}"
 
 
 def differences(
@@ -82,7 +90,7 @@ def differences(
 
 
 class TableReport(msgspec.Struct, kw_only=True):
-    """One table, in records: `accepted` is the sum of the eight that follow; `stored` is what QuestDB has of them.
+    """One table, in records: `accepted` is the sum of the nine that follow; `stored` is what QuestDB has of them.
 
     `stored` is None where the server could not be asked. `other_rows` in the table are of lanes that this instance does
     not list: other instances, the writer's own metrics, lanes that were over long ago. `taken_by_retention` were
@@ -98,6 +106,7 @@ class TableReport(msgspec.Struct, kw_only=True):
     quarantined: int
     lost_at_reboot: int
     discarded: int
+    vanished: int
     stored: int | None = None
     other_rows: int | None = None
     taken_by_retention: int = 0

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import msgspec
 
 from ringlog.disk import Directory
-from ringlog.errors import LaneError
-from ringlog.lanes.claims import cards
+from ringlog.errors import LaneError, SegmentRefused
+from ringlog.lanes.claims import Card, cards
 from ringlog.lanes.instance import Instance, boot_id, check_private
 from ringlog.lanes.readers import LaneReader
-from ringlog.lanes.segments import SegmentBlank
+from ringlog.lanes.segments import SegmentBlank, inode_of
 from ringlog.ledger import Accounts, Balance, LiveLane, read_accounts
 
 ATTEMPTS_MAX = 10
@@ -21,11 +21,15 @@ ATTEMPT_INTERVAL_SECONDS = 0.05
 
 
 class Snapshot(msgspec.Struct):
-    """The ledger's accounts, and what the segments say: `unreadable` are lanes that could not be looked at, and why."""
+    """The ledger's accounts, and what the segments say: `unreadable` are lanes that could not be looked at, and why.
+
+    Lanes whose segment is gone within this boot have vanished in `accounts`, whatever the ledger knows of that.
+    """
 
     accounts: Accounts
     live: dict[int, LiveLane]
     unreadable: dict[int, str]
+    is_settled: bool  # nothing came or went under this look
 
     def balance(self) -> dict[str, Balance]:
         """The equation for each table; of a lane that could not be looked at, what has no term counts as in it."""
@@ -69,7 +73,7 @@ def take(instance: Instance, directory: Directory | None) -> Snapshot:
     check_private(instance.runtime_dir)
     for _ in range(ATTEMPTS_MAX):
         snapshot = _look(instance, directory)
-        if not snapshot.unreadable:
+        if snapshot.is_settled:
             break
         time.sleep(ATTEMPT_INTERVAL_SECONDS)
     return snapshot
@@ -82,36 +86,59 @@ def _look(instance: Instance, directory: Directory | None) -> Snapshot:
     order a record without a term below a tail, or with one beyond a head, is never a matter of when one looks.
     """
     readers: dict[int, LaneReader] = {}
+    gone: dict[int, Card] = {}
     try:
-        unreadable = _attach(instance, readers)
+        unreadable = _attach(instance, readers, gone)
         tails = {lane: reader.tail for lane, reader in readers.items()}
         accounts = read_accounts(directory, boot_id()) if directory is not None else Accounts(boot_id())
-        unreadable |= _attach(instance, readers)
-        live = {
-            lane: LiveLane(reader.layout.table, tails.get(lane, 0), reader.head) for lane, reader in readers.items()
-        }
+        unreadable |= _attach(instance, readers, gone)
+        live = {}
+        for lane, reader in readers.items():
+            try:
+                live[lane] = LiveLane(reader.layout.table, tails.get(lane, 0), reader.cursors()[0])
+            except SegmentRefused as error:
+                unreadable[lane] = str(error)
     finally:
         for reader in readers.values():
             reader.close()
-    for lane, account in accounts.lanes.items():
-        if not account.is_closed and lane not in live:
-            unreadable.setdefault(lane, "got no segment, wanted that of a lane that was never closed")
     over = {lane for lane, account in accounts.lanes.items() if account.is_closed}
-    return Snapshot(accounts, live, {lane: reason for lane, reason in unreadable.items() if lane not in over})
+    unreadable = {lane: reason for lane, reason in unreadable.items() if lane not in over}
+    for lane in accounts.lanes.keys() & live.keys():
+        if accounts.lanes[lane].is_vanished:
+            accounts.lanes[lane].restore()  # it is there after all, and no writer has said so yet
+    for lane, card in gone.items():
+        accounts.lane(lane, card.table, card.boot_id)
+    missing = [
+        lane
+        for lane, account in accounts.lanes.items()
+        if not (account.is_closed or account.is_vanished or lane in live or lane in unreadable)
+    ]
+    for lane in missing:
+        try:
+            if inode_of(instance.segment_name(lane)) is None:
+                accounts.lanes[lane].vanish()
+            else:
+                unreadable[lane] = f"got no card for segment {instance.segment_name(lane)}, wanted one that leads to it"
+        except LaneError as error:
+            unreadable[lane] = str(error)
+    return Snapshot(accounts, live, unreadable, is_settled=not missing and not unreadable)
 
 
-def _attach(instance: Instance, readers: dict[int, LaneReader]) -> dict[int, str]:
-    """Attaches the lanes that are not in `readers` yet; why those that could not be attached were not."""
+def _attach(instance: Instance, readers: dict[int, LaneReader], gone: dict[int, Card]) -> dict[int, str]:
+    """Attaches the lanes that are not in `readers` yet; why those that could not be attached were not.
+
+    Those whose segment does not exist are put in `gone`.
+    """
     unreadable = {}
     for card in cards(instance):
         if card.lane in readers or card.boot_id != boot_id():
             continue
         try:
             readers[card.lane] = LaneReader.attach(card)
-        except SegmentBlank:
-            continue  # a claim that is not complete: nothing was ever accepted
+        except SegmentBlank as error:
+            unreadable[card.lane] = f"{error}: somebody emptied it"
         except FileNotFoundError:
-            unreadable[card.lane] = f"got no segment {card.segment}, wanted it to exist"
+            gone[card.lane] = card
         except LaneError as error:
             unreadable[card.lane] = str(error)
     return unreadable

@@ -14,7 +14,7 @@ from ringlog.lanes.claims import Card, cards, remove_files, remove_unfinished, u
 from ringlog.lanes.claims_lock import claims_lock
 from ringlog.lanes.instance import Instance, boot_id, read_private
 from ringlog.lanes.locks import LockFile, holder_of, is_locked
-from ringlog.lanes.segments import Segment, SegmentBlank, attach_segment, unlink_segment
+from ringlog.lanes.segments import Segment, SegmentBlank, attach_segment, inode_of, unlink_segment
 from ringlog.lanes.views import LaneView
 from ringlog.layout import STANDING_HEAD_OFFSET, STANDING_SINCE_OFFSET, STATE_OFFSET, TAIL_OFFSET, LaneState
 from ringlog.ring import load, store
@@ -30,6 +30,7 @@ class LaneReader(LaneView):
     def __init__(self, card: Card, segment: Segment) -> None:
         super().__init__(card.segment, segment.memory, card.lane)
         self.card = card
+        self.is_unlinked = False  # its name leads elsewhere, or nowhere: see LaneDirectory.adopt
         self._segment = segment
         self.sent = self.tail
 
@@ -97,6 +98,18 @@ class LaneReader(LaneView):
         """What was sent and not confirmed is sent again."""
         self.sent = self.tail
 
+    def look_at_name(self) -> bool:
+        """Whether the segment's name was found taken away since the last look."""
+        if self.is_unlinked:
+            return False
+        try:
+            self.is_unlinked = inode_of(self.card.segment) != self._segment.inode
+        except SegmentRefused:  # something else lies there
+            self.is_unlinked = True
+        except LaneError:  # no free descriptor, say: not to be told now
+            return False
+        return self.is_unlinked
+
     def retire(self) -> None:
         """An owner that is alive after all sees this in its next append and claims another lane."""
         store(self._memory, STATE_OFFSET, LaneState.RETIRED)
@@ -120,9 +133,11 @@ class LaneReader(LaneView):
 class Absent(enum.Enum):
     """Why a lane's card has no lane behind it."""
 
-    UNCLAIMED = "its owner died before the claim was complete: nothing was ever accepted"
     REBOOTED = "shared memory did not outlive a boot"
-    UNLINKED = "somebody removed its segment"
+    VANISHED = (
+        "somebody removed its segment while this boot lasted, or this process has another /dev/shm than its owner "
+        "(a container without a shared one): what it had accepted and no writer had read is not to be found"
+    )
 
 
 class LaneDirectory:
@@ -133,15 +148,18 @@ class LaneDirectory:
         instance: Instance,
         *,
         on_empty: Callable[[Card, int], bool] = lambda _card, _head: True,
-        on_absent: Callable[[Card, Absent], None] = lambda _card, _reason: None,
+        on_absent: Callable[[Card, Absent], bool] = lambda _card, _reason: True,
+        on_unlinked: Callable[[Card], None] = lambda _card: None,
     ) -> None:
         """`on_empty(card, head)` is asked before an abandoned and drained lane is unlinked: False keeps it for now.
 
-        `on_absent(card, reason)` is told of a lane whose segment is gone, before its card is removed.
+        `on_absent(card, reason)` is told of a lane whose segment is gone, before its card is removed: False asks again.
+        `on_unlinked(card)` is told of a lane that lost its name while it is attached here.
         """
         self._instance = instance
         self._on_empty = on_empty
         self._on_absent = on_absent
+        self._on_unlinked = on_unlinked
         self._boot_id = boot_id()
         self._linger_seconds = instance.settings.lane_linger_ms / 1000
         self._stuck: set[int] = set()  # lanes that could not be removed, and the log said so
@@ -162,20 +180,14 @@ class LaneDirectory:
         for card in found:
             if card.lane in self.lanes or card.lane in self.refused:
                 continue
-            # Asked first: an owner that completed its claim, appended and left after we had looked at the segment must
-            # not seem to have died within the claim.
-            owned = self._is_owned(card.lane)
             try:
                 reader = LaneReader.attach(card)
             except FileNotFoundError:
-                if not owned or card.boot_id != self._boot_id:
-                    self._miss(card)
-            except SegmentBlank:
-                if not owned:  # else its claim is not complete yet
-                    self._miss(card, blank=True)
+                self._miss(card)
+            except SegmentBlank as error:
+                self._refuse(card, f"{error}: somebody emptied it")
             except SegmentRefused as error:
-                self.refused[card.lane] = str(error)
-                logger.error("lane refused, left untouched: %s", error)
+                self._refuse(card, str(error))
             except LaneError as error:
                 if card.lane not in self.unattached:
                     logger.error("lane=%016x cannot be attached yet, its records wait in it: %s", card.lane, error)
@@ -188,17 +200,31 @@ class LaneDirectory:
     def _is_owned(self, lane: int) -> bool:
         return is_locked(self._instance.lock_path(lane))
 
-    def _miss(self, card: Card, *, blank: bool = False) -> None:
-        reason = Absent.REBOOTED if card.boot_id != self._boot_id else Absent.UNCLAIMED if blank else Absent.UNLINKED
-        if card.lane not in self.absent:  # else its card could not be removed at the last look
+    def _refuse(self, card: Card, why: str) -> None:
+        self.refused[card.lane] = why
+        logger.error("lane refused, left untouched: %s", why)
+
+    def _miss(self, card: Card) -> None:
+        reason = Absent.VANISHED if card.boot_id == self._boot_id else Absent.REBOOTED
+        if card.lane not in self.absent:
+            level = logging.ERROR if reason is Absent.VANISHED else logging.WARNING
+            logger.log(level, "lane=%016x of %s is gone: %s", card.lane, card.record, reason.value)
+            if not self._on_absent(card, reason):
+                return
             self.absent[card.lane] = (card, reason)
-            logger.warning("lane=%016x of %s is gone: %s", card.lane, card.record, reason.value)
-            self._on_absent(card, reason)
-        self._remove(card)
+        if reason is Absent.REBOOTED or not self._is_owned(
+            card.lane
+        ):  # else its card still leads to an owner that does not know it yet
+            self._remove(card)
 
     def adopt(self) -> None:
         """Retires lanes whose owner is gone and removes those that are empty and have stood still for the linger."""
         for lane, reader in list(self.lanes.items()):
+            if reader.look_at_name():
+                # Its owner claims another in its next append. What this one holds is read all the same: it is mapped.
+                reader.retire()
+                logger.error("lane=%016x of %s: somebody removed its segment, retired", lane, reader.card.record)
+                self._on_unlinked(reader.card)
             state = reader.state  # before the head: what a leaving owner published, it published before CLOSED
             if state == LaneState.OPEN:
                 if self._is_owned(lane):
@@ -209,8 +235,11 @@ class LaneDirectory:
             # An owner that has closed its lane writes no more: then nothing is waited for.
             is_over = reader.still_seconds(head) >= self._linger_seconds or state == LaneState.CLOSED
             if head == reader.tail and is_over:
+                if reader.is_unlinked and self._is_owned(lane):
+                    continue  # not before its owner has left it: an append may be under way
                 # Kept where it cannot be removed: its card would have it attached and adopted anew.
-                if not self._on_empty(reader.card, head) or not self._remove(reader.card):
+                is_named = not reader.is_unlinked
+                if not self._on_empty(reader.card, head) or not self._remove(reader.card, is_named=is_named):
                     continue
                 reader.close()
                 del self.lanes[lane]
@@ -235,12 +264,19 @@ class LaneDirectory:
         except (OSError, LaneError) as error:
             logger.debug("unfinished claims could not be removed yet: %s", error)
 
-    def _remove(self, card: Card) -> bool:
-        """Removes a lane: its segment and its files; False, and logged once, where that failed."""
+    def _remove(self, card: Card, *, is_named: bool = True) -> bool:
+        """Removes a lane: its segment (where its name is still its own) and its files.
+
+        False, and logged once, where that failed.
+        """
         try:
             # Hardly waited for: whoever holds it may be stopped, and the other lanes would fill meanwhile.
             with claims_lock(self._instance, REMOVE_TIMEOUT_SECONDS):
-                remove_files(self._instance, card.lane)
+                if is_named:
+                    remove_files(self._instance, card.lane)
+                else:  # what the name leads to now is not ours
+                    self._instance.card_path(card.lane).unlink(missing_ok=True)
+                    self._instance.lock_path(card.lane).unlink(missing_ok=True)
         except (LaneError, OSError) as error:
             if card.lane not in self._stuck:
                 self._stuck.add(card.lane)

@@ -65,9 +65,29 @@ class LaneView:
         self.capacity: int = self.header["capacity"]
         at = _checked_sizes(name, memory, self.header, self.layout, lane)
         self._slots = memory[at : at + self.capacity * self.layout.slot_bytes]
-        head, tail = self.head, self.tail
-        if not 0 <= head - tail <= self.capacity:
-            raise SegmentRefused(f"segment {name}: got head {head}, tail {tail}, wanted at most {self.capacity} apart")
+        self._check_head()
+
+    def _check_head(self) -> None:
+        """A head that no slot speaks for is garbage, however well it fits the tail."""
+        head, _ = self.cursors()
+        last = (head - 1) % self.capacity * self.layout.slot_bytes
+        if head == 0 or head <= load(self._slots, last) + 1 <= head + self.capacity:
+            return
+        seqs = self._seqs(self._slots)
+        own = seqs % np.uint64(self.capacity) == np.arange(self.capacity, dtype=np.uint64)
+        if not (own & (seqs >= max(head - self.capacity, 0)) & (seqs < head)).any():  # else that slot alone is damaged
+            raise SegmentRefused(
+                f"segment {self.name}: got head {head}, wanted at least one slot below it to be written"
+            )
+
+    def cursors(self) -> tuple[int, int]:
+        """Head and tail. Raises SegmentRefused where they cannot belong together: somebody wrote into the segment."""
+        before, head, tail = self.tail, self.head, self.tail  # in this order, neither difference is a matter of when
+        if not before <= head <= min(tail + self.capacity, INT64_MAX):
+            raise SegmentRefused(
+                f"segment {self.name}: got head {head}, tail {tail}, wanted at most {self.capacity} apart, below 2^63"
+            )
+        return head, before
 
     @property
     def head(self) -> int:
@@ -115,9 +135,9 @@ class LaneView:
 
         SYNC POINT overwritten: with an append, which stores the slot's new seq before any of its fields. A seq that is
         still the old one after the copy was made says that no byte of the copy is of a later record; reordered, a copy
-        could be half of one record and half of another.
+        could be half of one record and half of another. Raises what `cursors` raises.
         """
-        head = self.head
+        head, _ = self.cursors()
         start = max(first_seq, head - self.capacity)
         rows = max(min(head - start, rows_max), 0)
         copies = [run._replace(memory=bytes(run.memory)) for run in self.runs(start, rows)]
@@ -178,7 +198,7 @@ def _checked_layout(name: str, memory: Any, header: dict[str, Any]) -> RecordLay
         raise SegmentRefused(f"segment {name}: got {layout_bytes} bytes of layout, wanted them inside it")
     try:
         layout = RecordLayout.from_json(bytes(memory[LAYOUT_OFFSET : LAYOUT_OFFSET + layout_bytes]))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SegmentRefused(f"segment {name}: got a layout that is none ({error}), wanted JSON") from None
     _check_layout(name, layout)
     return layout
@@ -194,6 +214,7 @@ def _checked_sizes(name: str, memory: Any, header: dict[str, Any], layout: Recor
         and header["slot_bytes"] == layout.slot_bytes
         and header["slots_offset"] == at
         and header["lane"] == lane
+        and 0 < lane <= INT64_MAX
         and len(memory) >= segment_bytes(header["layout_bytes"], layout.slot_bytes, capacity)
     )
     if not sound:

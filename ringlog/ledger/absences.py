@@ -44,6 +44,10 @@ WORDS = {
         "lost at reboot",
         "shared memory did not outlive the machine; the writer's log names their lanes and seqs",
     ),
+    Term.VANISHED: _Words(
+        "vanished with their lane",
+        "somebody removed its segment from /dev/shm: find out who, and append them again from where they came from",
+    ),
     Term.DISCARDED: _Words(
         "discarded by hand", "somebody gave them up with `ringlog quarantine` or `dead-letters discard`"
     ),

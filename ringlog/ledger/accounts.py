@@ -16,6 +16,7 @@ from ringlog.ledger.entries import (
     Recorded,
     Retired,
     Term,
+    Vanished,
     Version,
     from_line,
 )
@@ -28,13 +29,14 @@ RETIRED_LANE = 0  # in marks: records of lanes that are over and no longer liste
 class LaneAccount:
     """One lane's records by term; a record is in at most one set."""
 
-    __slots__ = ("boot_id", "head", "is_closed", "sets", "table")
+    __slots__ = ("boot_id", "head", "is_closed", "is_vanished", "sets", "table")
 
     def __init__(self, table: str, boot_id: str) -> None:
         self.table = table
         self.boot_id = boot_id
         self.head = 0  # the largest one known; final once closed
         self.is_closed = False
+        self.is_vanished = False  # its segment was removed: the head is only what was seen of it
         self.sets: dict[Term, SeqSet] = {}
 
     def assign(self, term: Term, start: int, end: int) -> None:
@@ -48,6 +50,19 @@ class LaneAccount:
                 if other is not term:
                     members.discard(*part)
             self.sets.setdefault(term, SeqSet()).add(*part)
+
+    def vanish(self) -> list[tuple[int, int]]:
+        """The segment is gone: the ranges without a term, which become VANISHED."""
+        gone = list(self.known().gaps(0, self.head))
+        for start, end in gone:
+            self.assign(Term.VANISHED, start, end)
+        self.is_vanished = not self.is_closed
+        return gone
+
+    def restore(self) -> None:
+        """The segment is there after all: what had vanished with it is where it was."""
+        self.is_vanished = False
+        self.sets.pop(Term.VANISHED, None)
 
     def known(self) -> SeqSet:
         """All records that have a term."""
@@ -100,12 +115,16 @@ class Accounts:
                 for lane, head in entry.heads:
                     account = self.lane(lane, entry.table, entry.boot_id)
                     account.head = account.head if account.is_closed else max(account.head, head)
+                    account.restore()
             case Closed():
                 account = self.lane(entry.lane, entry.table, entry.boot_id)
+                account.restore()
                 account.head, account.is_closed = entry.head, True
+            case Vanished():
+                self.lane(entry.lane, entry.table, entry.boot_id).vanish()
             case LaneEntry():
                 account = self.lane(entry.lane, entry.table, entry.boot_id)
-                account.head, account.is_closed = entry.head, entry.is_closed
+                account.head, account.is_closed, account.is_vanished = entry.head, entry.is_closed, entry.is_vanished
                 account.sets = {term: SeqSet(ranges) for term, ranges in entry.ranges.items()}
             case Retired():
                 self.retired[entry.table] = entry.rows
@@ -129,9 +148,14 @@ class Accounts:
         return lost
 
     def lose_other_boots(self) -> dict[int, list[tuple[int, int]]]:
-        """Shared memory does not outlive a boot: what every open lane of another boot lost, by lane."""
+        """Shared memory does not outlive a boot: what every open lane of another boot lost, by lane.
+
+        A lane that had vanished before stays so: no reboot took its records.
+        """
         over = [
-            lane for lane, account in self.lanes.items() if account.boot_id != self.boot_id and not account.is_closed
+            lane
+            for lane, account in self.lanes.items()
+            if account.boot_id != self.boot_id and not account.is_closed and not account.is_vanished
         ]
         return {lane: self.lose(lane) for lane in over}
 

@@ -19,7 +19,7 @@ class LiveLane(NamedTuple):
 
 
 class Balance(msgspec.Struct):
-    """accepted = confirmed + spooled + in lanes + dead letters + expired + quarantined + lost at reboot.
+    """accepted = confirmed + spooled + in lanes + dead letters + expired + quarantined + lost at reboot + vanished.
 
     All in records. `missing` are accepted records that are nowhere, `excess` records with a term that no lane accepted:
     both are empty at every moment, or something is wrong.

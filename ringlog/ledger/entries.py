@@ -10,7 +10,7 @@ from ringlog.disk import sealed, unsealed
 from ringlog.spans import Span
 
 VERSION = 2
-VERSIONS_READ = (1, VERSION)  # version 1 had no DISCARDED
+VERSIONS_READ = (1, VERSION)  # version 1 had no DISCARDED, and no VANISHED
 
 
 class Term(enum.StrEnum):
@@ -23,6 +23,7 @@ class Term(enum.StrEnum):
     QUARANTINED = "quarantined"
     LOST_AT_REBOOT = "lost_at_reboot"
     DISCARDED = "discarded"  # it was in quarantine or a dead letter, until a person gave it up
+    VANISHED = "vanished"  # somebody removed the lane's segment while this boot lasted
 
 
 class Version(msgspec.Struct, tag="version", array_like=True):
@@ -55,6 +56,18 @@ class Closed(msgspec.Struct, tag="closed", array_like=True):
     head: int
 
 
+class Vanished(msgspec.Struct, tag="vanished", array_like=True):
+    """A lane's segment is gone within its boot: what had no term then has no place that is known.
+
+    Its head is not final: the lane may have accepted more than anybody has seen. Heads or Closed of a later line mean
+    that its segment was there after all.
+    """
+
+    table: str
+    boot_id: str
+    lane: int
+
+
 class LaneEntry(msgspec.Struct, tag="lane", array_like=True):
     """A lane in a compacted ledger: half-open ranges of seq by term."""
 
@@ -64,6 +77,7 @@ class LaneEntry(msgspec.Struct, tag="lane", array_like=True):
     head: int
     is_closed: bool
     ranges: dict[Term, list[tuple[int, int]]]
+    is_vanished: bool = False
 
 
 class Retired(msgspec.Struct, tag="retired", array_like=True):
@@ -73,7 +87,7 @@ class Retired(msgspec.Struct, tag="retired", array_like=True):
     rows: dict[Term, int]
 
 
-Entry = Version | Recorded | Heads | Closed | LaneEntry | Retired
+Entry = Version | Recorded | Heads | Closed | Vanished | LaneEntry | Retired
 _decoder = msgspec.json.Decoder(Entry)
 _encoder = msgspec.json.Encoder()
 

@@ -18,6 +18,7 @@ from ringlog.ledger.entries import (
     Recorded,
     Retired,
     Term,
+    Vanished,
     Version,
     to_line,
 )
@@ -76,7 +77,11 @@ class Ledger:
     def see(self, table: str, heads: Mapping[int, int]) -> None:
         """How far the lanes of a table have got: what a reboot then takes is counted from here."""
         known = self._accounts.lanes
-        moved = [(lane, head) for lane, head in heads.items() if lane not in known or known[lane].head < head]
+        moved = [
+            (lane, head)
+            for lane, head in heads.items()
+            if lane not in known or known[lane].head < head or known[lane].is_vanished
+        ]
         if moved:
             self._write(Heads(table, self._boot_id, moved))
 
@@ -93,11 +98,26 @@ class Ledger:
         self.sync()
 
     def lose_lane(self, lane: int) -> None:
-        """The lane's segment is gone with what had no term yet (another boot, another IPC namespace)."""
+        """The lane's segment went with another boot, and what had no term yet went with it."""
         account = self._accounts.lanes.get(lane)
-        if account is not None and not account.is_closed:
+        if account is not None and not account.is_closed and not account.is_vanished:
             self._tell_lost(lane, self._accounts.lose(lane))
             self._compact()
+
+    def vanish_lane(self, table: str, lane: int) -> None:
+        """The lane's segment was removed in this boot: durable, and not closed over unless it is seen again."""
+        account = self._accounts.lanes.get(lane)
+        if account is None or not (account.is_closed or account.is_vanished):
+            self._write(Vanished(table, self._boot_id, lane))
+            self.sync()
+
+    def open_lanes(self) -> dict[int, str]:
+        """Lanes of this boot, and their tables, that neither came to their end nor vanished."""
+        return {
+            lane: account.table
+            for lane, account in self._accounts.lanes.items()
+            if account.boot_id == self._boot_id and not account.is_closed and not account.is_vanished
+        }
 
     def _tell_lost(self, lane: int, lost: list[tuple[int, int]]) -> None:
         if lost:
@@ -201,7 +221,8 @@ class Ledger:
         entries += [Retired(table, rows) for table, rows in self._accounts.retired.items()]
         for lane, state in self._accounts.lanes.items():
             ranges = {term: list(members) for term, members in state.sets.items() if members}
-            entries.append(LaneEntry(lane, state.table, state.boot_id, state.head, state.is_closed, ranges))
+            facts = (state.head, state.is_closed, ranges, state.is_vanished)
+            entries.append(LaneEntry(lane, state.table, state.boot_id, *facts))
         content = b"".join(map(to_line, entries))
         self._give_up_file()
         try:

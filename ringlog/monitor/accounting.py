@@ -14,7 +14,11 @@ from ringlog.monitor.finding import Finding
 from ringlog.settings import Settings
 from ringlog.spans import SeqSet
 
-LEVELS = {Term.QUARANTINED: "fail", Term.DISCARDED: "ok"}  # what nobody has to settle, but is not in QuestDB: warn
+LEVELS = {
+    Term.QUARANTINED: "fail",
+    Term.VANISHED: "fail",
+    Term.DISCARDED: "ok",
+}  # what nobody has to settle, but is not in QuestDB: warn
 
 
 def records(settings: Settings) -> Iterator[Finding]:

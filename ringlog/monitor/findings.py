@@ -7,18 +7,20 @@ import os
 import shlex
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ringlog.errors import ConfigurationError, LaneError
+from ringlog.disk import Directory
+from ringlog.errors import ConfigurationError, LaneError, SpoolError
 from ringlog.lanes.claims import cards, unfinished
-from ringlog.lanes.instance import Instance, check_private
+from ringlog.lanes.instance import Instance, boot_id, check_private
 from ringlog.lanes.segments import SegmentBlank
+from ringlog.ledger import Term, read_accounts
 from ringlog.monitor.accounting import records
 from ringlog.monitor.finding import Finding
 from ringlog.monitor.flight_record import flight_record
-from ringlog.monitor.snapshot import Observer, memory_filesystem
+from ringlog.monitor.snapshot import VANISHED, Observer, Snapshot, memory_filesystem
 from ringlog.pressure import Thresholds
 from ringlog.questdb.conf import client_conf
 from ringlog.records import RecordLayout
@@ -145,16 +147,8 @@ def _instance(settings: Settings) -> Iterator[Finding]:
     if not snapshot.accepting:
         fix = "free the disk or memory that it names: accepting resumes by itself"
         yield Finding("board", "fail", f"producers are refused: {snapshot.reason}", fix)
-    for lane in snapshot.lanes:
-        name = f"lane {lane.lane} of {lane.record}, pid {lane.pid}"
-        if lane.trouble:
-            yield Finding("lanes", "fail", f"{name}: {lane.trouble}", "run the writer of the version that made it")
-        elif lane.owner in ("dead", "adopted") and writer.state not in ("starting", "running"):
-            fix = "start `ringlog writer`: it drains and removes the lane"
-            yield Finding("lanes", "fail", f"{name}: {lane.owner}, {lane.waiting} records wait in it", fix)
-        elif lane.refused.get("full"):
-            fix = "raise RINGLOG_LANE_BYTES_MAX, or see why the writer was behind"
-            yield Finding("lanes", "warn", f"{name}: refused {lane.refused['full']} appends, being full", fix)
+    yield from _lanes(snapshot)
+    yield from _vanished(settings, {lane.lane for lane in snapshot.lanes if lane.trouble == VANISHED})
     yield from _orphans(settings)
     yield Finding("lanes", "ok", f"{len(snapshot.lanes)} lanes, {snapshot.waiting} records waiting")
     limits = Thresholds.of_disk(settings.disk_free_bytes_min)
@@ -165,6 +159,21 @@ def _instance(settings: Settings) -> Iterator[Finding]:
     if kind := memory_filesystem(settings.spool_path):
         text = f"spool at {settings.spool_path}: its file system is {kind}: a reboot takes what waits in it"
         yield Finding("disks", "warn", text, "set RINGLOG_SPOOL_DIR to a directory on disk")
+
+
+def _lanes(snapshot: Snapshot) -> Iterator[Finding]:
+    for lane in snapshot.lanes:
+        name = f"lane {lane.lane} of {lane.record}, pid {lane.pid}"
+        if lane.trouble == VANISHED:
+            yield Finding("lanes", "fail", f"{name}: vanished: {VANISHED}, and its records with it", _AFTER_VANISHING)
+        elif lane.trouble:
+            yield Finding("lanes", "fail", f"{name}: {lane.trouble}", "run the writer of the version that made it")
+        elif lane.owner in ("dead", "adopted") and snapshot.writer.state not in ("starting", "running"):
+            fix = "start `ringlog writer`: it drains and removes the lane"
+            yield Finding("lanes", "fail", f"{name}: {lane.owner}, {lane.waiting} records wait in it", fix)
+        elif lane.refused.get("full"):
+            fix = "raise RINGLOG_LANE_BYTES_MAX, or see why the writer was behind"
+            yield Finding("lanes", "warn", f"{name}: refused {lane.refused['full']} appends, being full", fix)
 
 
 def _owner(path: Path) -> str:
@@ -183,6 +192,33 @@ def _means(figures: Mapping[str, Any]) -> Iterator[Finding]:
     left = figures.get("descriptors_left")
     if left is not None and left < DESCRIPTORS_LEFT_MIN:
         yield Finding("descriptors", "warn", f"the writer may open {left} more files, sockets among them", fix)
+
+
+_AFTER_VANISHING = (
+    "see `ringlog audit` for how many are missing; find out who removes files of /dev/shm (a cleaner, a container "
+    "with another /dev/shm), and send them again from their source"
+)
+
+
+def _vanished(settings: Settings, named: Container[str]) -> Iterator[Finding]:
+    """Lanes that vanished and no longer have a card, as the ledger knows them; `named` were found by their cards."""
+    if not settings.spool_path.exists():
+        return
+    try:
+        directory = Directory.open(settings.spool_path)
+    except SpoolError:
+        return  # `records` says so
+    try:
+        accounts = read_accounts(directory, boot_id())
+    except SpoolError:
+        return
+    finally:
+        directory.close()
+    for lane, account in accounts.lanes.items():
+        if account.is_vanished and f"{lane:016x}" not in named:
+            rows = sum(end - start for start, end in account.sets.get(Term.VANISHED, ()))
+            text = f"lane {lane:016x} of {account.table}: vanished: {VANISHED}; at least {rows} records went with it"
+            yield Finding("lanes", "fail", text, _AFTER_VANISHING)
 
 
 def _orphans(settings: Settings) -> Iterator[Finding]:

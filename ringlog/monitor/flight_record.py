@@ -104,7 +104,9 @@ def _of(view: LaneView, rows_max: int | None) -> FlightRecord:
         state=view.state.name.lower(),
         owner_pid=view.header["owner_pid"],
         boot_id=view.header["boot_id"].decode("ascii", "replace").rstrip("\0"),
-        claimed_at=time_of(view.header["claimed_at_us"]) if view.header["claimed_at_us"] < 1 << 52 else "unreadable",
+        claimed_at=time_of(view.header["claimed_at_us"])
+        if 0 <= view.header["claimed_at_us"] < 1 << 52
+        else "unreadable",
         capacity=view.capacity,
         slot_bytes=layout.slot_bytes,
         accepted=head,

@@ -27,6 +27,7 @@ from ringlog.pressure import Level, Thresholds
 from ringlog.settings import Settings
 
 MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
+VANISHED = "somebody removed its segment"
 STALLED_SECONDS = 3.0  # a writer's ticks are at most 1 s apart, and a slow encoding lies between
 
 
@@ -180,9 +181,9 @@ class Observer:
         try:
             lane = self._watched.get(card.lane) or _Watched(card.segment, card.lane)
         except FileNotFoundError:
-            figures.trouble = "its segment is gone"
-        except SegmentBlank:
-            figures.trouble = "its claim is not complete"
+            figures.trouble = VANISHED
+        except SegmentBlank as error:
+            figures.trouble = f"{error}: somebody emptied it"
         except LaneError as error:
             figures.trouble = str(error)
         else:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ringlog.columns import Column
 from ringlog.decode import Decoder
-from ringlog.errors import LaneError
+from ringlog.errors import LaneError, SegmentRefused
 from ringlog.lanes.claims import Card, cards
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.segments import SegmentBlank
@@ -71,7 +71,13 @@ class Tap:
         self._list()
         self._attach()
         for number, lane in list(self._lanes.items()):
-            tapped = self._read(lane)
+            try:
+                tapped = self._read(lane)
+            except SegmentRefused as error:
+                self.refused.append(str(error))
+                lane.close()
+                del self._lanes[number]
+                continue
             if tapped.rows or tapped.skipped or tapped.unreadable:
                 yield tapped
             elif number not in self._here:

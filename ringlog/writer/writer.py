@@ -17,7 +17,7 @@ from ringlog.decode import Slots
 from ringlog.errors import ConfigurationError, SpoolError, WriterRunning
 from ringlog.lanes.claims import Card, open_board
 from ringlog.lanes.instance import Instance, boot_id
-from ringlog.lanes.readers import Absent, LaneDirectory, LaneReader, Lease
+from ringlog.lanes.readers import LaneDirectory, LaneReader, Lease
 from ringlog.layout import BoardReason
 from ringlog.ledger import Ledger
 from ringlog.pressure import batch_bytes
@@ -29,6 +29,7 @@ from ringlog.spool.place import settled
 from ringlog.writer.delivery import Delivery, Settle, Settled
 from ringlog.writer.descriptors import descriptors_left
 from ringlog.writer.drain import Drain, grouped
+from ringlog.writer.missing import MissingLanes
 from ringlog.writer.part import Part
 from ringlog.writer.progress import Progress
 from ringlog.writer.refuge import Refuge
@@ -83,7 +84,6 @@ class Writer:
         self._board.beat(0)  # the last tick was another writer's
         self._lease.write(f"pid={os.getpid()} since={time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
         self.statistics = Statistics()
-        self._directory = LaneDirectory(self._instance, on_empty=self._close_lane, on_absent=self._lose_lane)
         self._cuts: Part[Cuts | None] = Part(cuts)
         self._cuts_by: float | None = None  # from when the sink is there on, which has loaded the same libraries
         self._delivery = Delivery(
@@ -101,6 +101,13 @@ class Writer:
         self._settlements.look()
         self._progress = Progress(self._pressure)
         self._server_dir: Path | None = None
+        self._missing = MissingLanes(self._instance, self._ledger, self._pressure)
+        self._directory = LaneDirectory(
+            self._instance,
+            on_empty=self._close_lane,
+            on_absent=self._missing.lose,
+            on_unlinked=self._missing.tell_unlinked,
+        )
         self._is_loaded = False
         self._drains: dict[RecordLayout, Drain] = {}
         # No threading.Event: its lock is held for moments of each wait, and a handler that sets it then waits for ever.
@@ -172,6 +179,7 @@ class Writer:
         if now >= self._adopt_at:
             self._adopt_at = now + ADOPT_INTERVAL_SECONDS
             self._directory.adopt()
+            self._missing.look(self._directory)
         if now - self._reported_at >= METRICS_INTERVAL_SECONDS:
             self._report(now)
         if now >= self._status_at:
@@ -375,10 +383,6 @@ class Writer:
             logger.error("lane=%016x is kept, the ledger cannot be written: %s", card.lane, error)
             return False
         return True
-
-    def _lose_lane(self, card: Card, reason: Absent) -> None:
-        if reason is not Absent.UNCLAIMED:
-            self._ledger.lose_lane(card.lane)
 
     def _see_heads(self) -> None:
         """How far lanes got is what a reboot's loss is counted from."""

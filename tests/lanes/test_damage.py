@@ -6,18 +6,22 @@ import os
 import struct
 import sys
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
 from lane_samples import Drained, Sample, text_of
 
 from ringlog import Producer
+from ringlog.audit.snapshot import take
 from ringlog.errors import SegmentRefused
 from ringlog.lanes.claims import cards, claim
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import LaneReader
-from ringlog.lanes.segments import attach_segment
+from ringlog.lanes.segments import attach_segment, inode_of
+from ringlog.lanes.views import LaneView, MappedLane
 from ringlog.layout import HEAD_OFFSET, LAYOUT_OFFSET, LAYOUT_VERSION, STATE_OFFSET, TAIL_OFFSET
+from ringlog.monitor.flight_record import _of
 from ringlog.records import layout_of
 from ringlog.ring import store
 from ringlog.settings import Settings
@@ -155,3 +159,83 @@ def test_18_a_garbage_head(lane_settings: Settings) -> None:
             reader.take(10)
     reader.close()
     lane.close()
+
+
+def test_18_a_lane_that_was_emptied(lane_settings: Settings) -> None:
+    """A lane that had been claimed and has no magic any more is refused and left as it is: its slots may be whole."""
+    instance = Instance(lane_settings).open()
+    lane = claim(instance, LAYOUT)
+    store(lane.memory, 0, 0)
+    lane.forget()
+    drained = Drained(lane_settings)
+    drained.drain()
+    assert "somebody emptied it" in drained.directory.refused[lane.card.lane]
+    assert drained.cards() == [lane.card]
+    assert inode_of(lane.card.segment) is not None
+
+
+EDGES = (0, 1, 2, 63, 64, 65, 127, 2**31, 2**32 - 1, 2**52, 2**53, 2**62, 2**63 - 1, 2**63, 2**63 + 20, 2**64 - 1)
+WORDS = (8, 12, 16, 24, 32, 40, 84, 88, 128, HEAD_OFFSET, TAIL_OFFSET, 512, 520)  # of the header, and of the lane
+
+
+def mutated(sound: bytes, random: Random) -> bytes:
+    """A lane of 4 KiB of header and layout before its slots, with one to three things wrong with it."""
+    lane = bytearray(sound)
+    for _ in range(random.randint(1, 3)):
+        match random.randrange(5):
+            case 0:
+                struct.pack_into("<Q", lane, random.choice(WORDS), random.choice(EDGES))
+            case 1:
+                tail = random.choice(EDGES)
+                struct.pack_into("<Q", lane, TAIL_OFFSET, tail)
+                struct.pack_into("<Q", lane, HEAD_OFFSET, (tail + random.randint(0, 70)) % 2**64)
+            case 2:
+                lane[random.randrange(4096)] ^= 1 << random.randrange(8)
+            case 3:
+                struct.pack_into("<Q", lane, random.randrange(512, len(lane) // 8) * 8, random.choice(EDGES))
+            case _:
+                lane[random.randrange(len(lane))] = random.randrange(256)
+    return bytes(lane)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_18_whatever_is_wrong_with_a_lane(lane_settings: Settings, seed: int) -> None:
+    """Finding 8: a thousand mutations of header, words and slots each: a flight record, or SegmentRefused; nothing else
+    comes out, and nobody is told of more records than could be."""
+    with Producer([Sample], settings=lane_settings, lane_bytes={Sample: 16384}) as producer:
+        appender = producer.appender(Sample)
+        assert all(appender.append(number, text_of(number)) for number in range(40))
+        (card,) = cards(producer.instance)
+        sound = bytes(attach_segment(card.segment).memory)
+    random = Random(seed)  # noqa: S311 (mutations that can be repeated)
+    read = 0
+    for _ in range(1_000):
+        lane = mutated(sound, random)
+        try:
+            found = _of(LaneView("mutated", memoryview(lane)), None)
+        except SegmentRefused:
+            continue
+        msgspec.json.encode(found)
+        assert 0 <= found.waiting <= found.capacity
+        read += 1
+    assert 100 < read < 1_000
+
+
+@pytest.mark.parametrize("tail", [2**30, 2**52, 2**62, 2**63 - 30, 2**63, 2**64 - 21])
+def test_18_head_and_tail_that_fit_each_other_alone(lane_settings: Settings, tail: int) -> None:
+    """Finding 8: a head and a tail that are close to each other, and that no slot speaks for, are refused by reader and
+    onlooker: an audit must not count what was never there."""
+    with Producer([Sample], settings=lane_settings) as producer:
+        assert producer.appender(Sample).append(1, text_of(1))
+        (card,) = cards(producer.instance)
+        segment = attach_segment(card.segment)
+        store(segment.memory, TAIL_OFFSET, tail)
+        store(segment.memory, HEAD_OFFSET, tail + 20)
+        for attempt in (lambda: LaneReader.attach(card), lambda: MappedLane(card.segment, card.lane)):
+            with pytest.raises(SegmentRefused, match=f"segment {card.segment}: got head {tail + 20}"):
+                attempt()
+        snapshot = take(producer.instance, None)
+        assert f"got head {tail + 20}" in snapshot.unreadable[card.lane]
+        assert snapshot.balance() == {}
+        store(segment.memory, TAIL_OFFSET, 0)
+        store(segment.memory, HEAD_OFFSET, 1)

@@ -57,6 +57,7 @@ def test_the_equation_holds_at_every_moment(tmp_path: Path) -> None:
         Term.QUARANTINED: 10,
         Term.LOST_AT_REBOOT: 0,
         Term.DISCARDED: 0,
+        Term.VANISHED: 0,
     }
 
 
