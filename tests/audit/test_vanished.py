@@ -41,7 +41,10 @@ def lane_findings(path: WholePath) -> list[Finding]:
 @pytest.mark.parametrize("is_alive", [True, False])
 def test_62_a_lane_that_no_writer_ever_saw(path: WholePath, tmp_path: Path, is_alive: bool) -> None:
     """Finding 1: a lane that vanished before any writer saw it is named before a writer starts, while it runs and
-    after it, across restarts, with its owner alive and dead; the alert command is told. How many is not known: said."""
+    after it, across restarts, with its owner alive and dead; the alert command is told. How many is not known: said.
+
+    Defence: a lane that vanished is a difference.
+    """
     told = tmp_path / "told"
     command = tmp_path / "alert"
     command.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >> {told}\n')
@@ -79,7 +82,10 @@ def account(path: WholePath) -> dict[int, Accounts]:
 
 def test_62_a_lane_that_a_writer_knew(path: WholePath) -> None:
     """Finding 1: records that a writer had seen in a lane stay counted in `accepted`, and those without a place are
-    named with their seqs, after the segment went while no writer ran; a later boot does not close over them."""
+    named with their seqs, after the segment went while no writer ran; a later boot does not close over them.
+
+    Defence: a lane that vanished is a difference.
+    """
     with child(path.settings, APPEND.format(rows=20)) as producer:
         assert producer.line() == "ready"
         with writing(path.settings):
@@ -111,7 +117,10 @@ def add_waiting(path: WholePath, card: Card, rows: int) -> None:
 
 def test_62_removed_under_a_writer_that_reads_it(path: WholePath) -> None:
     """Finding 1: where a writer has the lane mapped nothing is lost: its owner moves to another lane, all records are
-    stored once, and the proof is exact again when the old lane is over; until then it is not."""
+    stored once, and the proof is exact again when the old lane is over; until then it is not.
+
+    Defence: a lane that vanished is a difference.
+    """
     with writing(path.settings) as writer, path.producing() as produce:
         assert produce(50) == 50
         eventually(lambda: path.stored() == 50, "the first records")
@@ -129,7 +138,10 @@ def test_62_removed_under_a_writer_that_reads_it(path: WholePath) -> None:
 
 def test_62_a_lane_whose_card_went_too(path: WholePath) -> None:
     """Finding 1: a lane that the ledger knows, of which neither card nor segment is left, is named by the audit and by
-    the next writer's alert."""
+    the next writer's alert.
+
+    Defence: a lane that vanished is a difference.
+    """
     with child(path.settings, APPEND.format(rows=20)) as producer:
         assert producer.line() == "ready"
         with writing(path.settings):
@@ -149,7 +161,10 @@ def test_62_a_lane_whose_card_went_too(path: WholePath) -> None:
 
 
 def test_62_a_segment_that_is_there_after_all(path: WholePath) -> None:
-    """A lane that a writer with another /dev/shm took for vanished is read by the next one: exact, nothing lost."""
+    """A lane that a writer with another /dev/shm took for vanished is read by the next one: exact, nothing lost.
+
+    Defence: a lane that is there after all has not vanished.
+    """
     with child(path.settings, APPEND.format(rows=20)) as producer:
         assert producer.line() == "ready"
         (card,) = cards(Instance(path.settings))

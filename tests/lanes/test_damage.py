@@ -162,7 +162,10 @@ def test_18_a_garbage_head(lane_settings: Settings) -> None:
 
 
 def test_18_a_lane_that_was_emptied(lane_settings: Settings) -> None:
-    """A lane that had been claimed and has no magic any more is refused and left as it is: its slots may be whole."""
+    """A lane that had been claimed and has no magic any more is refused and left as it is: its slots may be whole.
+
+    Defence: a lane that was emptied is left as it is.
+    """
     instance = Instance(lane_settings).open()
     lane = claim(instance, LAYOUT)
     store(lane.memory, 0, 0)
@@ -201,7 +204,10 @@ def mutated(sound: bytes, random: Random) -> bytes:
 @pytest.mark.parametrize("seed", range(2))
 def test_18_whatever_is_wrong_with_a_lane(lane_settings: Settings, seed: int) -> None:
     """Finding 8: a thousand mutations of header, words and slots each: a flight record, or SegmentRefused; nothing else
-    comes out, and nobody is told of more records than could be."""
+    comes out, and nobody is told of more records than could be.
+
+    Defence: figures of a header are bounded.
+    """
     with Producer([Sample], settings=lane_settings, lane_bytes={Sample: 16384}) as producer:
         appender = producer.appender(Sample)
         assert all(appender.append(number, text_of(number)) for number in range(40))
@@ -224,7 +230,10 @@ def test_18_whatever_is_wrong_with_a_lane(lane_settings: Settings, seed: int) ->
 @pytest.mark.parametrize("tail", [2**30, 2**52, 2**62, 2**63 - 30, 2**63, 2**64 - 21])
 def test_18_head_and_tail_that_fit_each_other_alone(lane_settings: Settings, tail: int) -> None:
     """Finding 8: a head and a tail that are close to each other, and that no slot speaks for, are refused by reader and
-    onlooker: an audit must not count what was never there."""
+    onlooker: an audit must not count what was never there.
+
+    Defence: a head is one that a slot speaks for.
+    """
     with Producer([Sample], settings=lane_settings) as producer:
         assert producer.appender(Sample).append(1, text_of(1))
         (card,) = cards(producer.instance)

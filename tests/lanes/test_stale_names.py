@@ -17,7 +17,10 @@ linux = pytest.mark.skipif(not SHM.is_dir(), reason="Linux shows segments as fil
 @linux
 def test_62_a_lane_that_lost_its_name_is_left(lane_settings: Settings) -> None:
     """Finding 1: a writer that has a lane mapped whose segment is removed retires it: its owner claims another in the
-    next append, nothing is lost, and what lies at the old name by then is not removed."""
+    next append, nothing is lost, and what lies at the old name by then is not removed.
+
+    Defence: a lane that lost its name is left.
+    """
     drained = Drained(lane_settings)
     told: list[Card] = []
     drained.directory = LaneDirectory(drained.instance, on_unlinked=told.append)
