@@ -58,6 +58,7 @@ enum refused { FULL, BOARD, BUDGET, REENTRANT, CLOSED, CLOCK, INVALID, REASONS_M
 enum outcome { WRITTEN, COERCE, OFF_CLOCK, SHUT, REFUSED, FAILED };
 
 #define FIELDS_MAX 64
+#define RECOVER_WAIT_MS 12000
 #define REASONS_MAX 64 /* words that a segment has room for */
 #define NULL_LENGTH 0xFFFF
 #define TEXT_WIDTH_MAX 32768
@@ -597,6 +598,7 @@ typedef struct {
     Py_buffer memory, board_memory;
     int recovering;
     unsigned recovering_generation; /* a child forked in the middle of it is not recovering */
+    unsigned long recovering_thread;
     int last_refused; /* reason + 1 of the latest refusal, or 0 */
 } Ring;
 
@@ -798,13 +800,36 @@ static inline int lane_open(const Lane *lane)
     return (load_relaxed(lane->state_word) | load_relaxed(lane->board_word)) == 0;
 }
 
+static int ring_is_recovering(const Ring *self)
+{
+    return self->recovering && self->recovering_generation == fork_generation;
+}
+
+/* Waits for another thread that is claiming a lane: as long as a claim may last. Bounded, since
+   that thread may wait for what this one holds, where a signal handler runs here. 1: go on; 0: no end; -1: an exception is set. */
+static int ring_await(Ring *self)
+{
+    const struct timespec pause = {0, 1000000};
+    for (int i = 0; i < RECOVER_WAIT_MS; i++) {
+        if (!ring_is_recovering(self))
+            return 1;
+        Py_BEGIN_ALLOW_THREADS
+        nanosleep(&pause, NULL);
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() < 0)
+            return -1;
+    }
+    return 0;
+}
+
 /* Asks Python for a lane that may be written. 1: go on; 0: refused (counted); -1: an exception is set. */
 static int ring_recover(Ring *self, uint64_t rows)
 {
-    if (self->recovering && self->recovering_generation == fork_generation) {
-        /* The callable itself led back here (a signal handler, __del__), or another thread is in it. */
-        ring_refuse(self, REENTRANT, rows);
-        return 0;
+    if (ring_is_recovering(self)) {
+        int ended = self->recovering_thread == PyThread_get_thread_ident() ? 0 : ring_await(self);
+        if (!ended) /* the callable itself led back here (a signal handler, __del__) */
+            ring_refuse(self, REENTRANT, rows);
+        return ended;
     }
     if (!self->recover) { /* cleared by the garbage collector, or never made */
         ring_refuse(self, CLOSED, rows);
@@ -812,6 +837,7 @@ static int ring_recover(Ring *self, uint64_t rows)
     }
     self->recovering = 1;
     self->recovering_generation = fork_generation;
+    self->recovering_thread = PyThread_get_thread_ident();
     PyObject *answer = PyObject_CallNoArgs(self->recover);
     self->recovering = 0;
     if (!answer)

@@ -67,7 +67,7 @@ class Refused(enum.IntEnum):
     FULL = 0  # the lane has no free slot: the writer is behind or away
     BOARD = 1  # the board says refuse: see Board.reason
     BUDGET = 2  # no lane could be claimed within the instance's budget
-    # append was called inside an append of the same lane: in C one that is claiming it, in Python any of its thread
+    # append was called inside an append of its own thread: in C one that is claiming the lane, in Python any
     REENTRANT = 3
     CLOSED = 4  # the producer is closed
     CLOCK = 5  # this machine's clock, which would have stamped the record, is before 2000 or after 2200

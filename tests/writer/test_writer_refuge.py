@@ -9,11 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from lane_samples import Sample, eventually, text_of
+from lane_samples import Sample, child, eventually, text_of
 from writer_thread import writing
 
 from ringlog import Producer
 from ringlog.errors import ConfigurationError, ServerRefused, ServerUnavailable, SpoolError
+from ringlog.lanes.claims import cards
+from ringlog.lanes.instance import Instance
+from ringlog.lanes.readers import LaneDirectory
 from ringlog.layout import BoardReason
 from ringlog.ledger import Ledger, Term
 from ringlog.pressure import SAMPLE_INTERVAL_SECONDS, Resource, Thresholds, Watch
@@ -375,6 +378,44 @@ def test_a_stop_waits_for_what_still_loads(settings: Settings) -> None:
                 loading.set_result(sink)  # which a writer that ends waits for
         assert sink.numbers == [1]
         assert writer._refuge.spooled_rows == 0
+
+
+@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), signal.SIGKILL)"], ids=["left", "killed"])
+def test_lanes_of_the_dead_wait_for_no_library(settings: Settings, end: str) -> None:
+    """Finding 5: while the sink is still loading, the lane of an owner that is gone is put into the spool and removed,
+    few as its records are; a writer that is stopped then delivers them before it ends."""
+    settings = msgspec.structs.replace(settings, lane_linger_ms=50)
+    script = "for number in range(3): assert appender.append(number, text_of(number))\n"
+    with child(settings, script + (end or "producer.close()")) as producer:
+        producer.ended(None)
+    loading, sink = Loading(), OrderedSink()
+    with writing(settings, loading) as writer:
+        eventually(lambda: not cards(Instance(settings)), "the lane to be removed")
+        assert writer._refuge.spooled_rows == 3
+        writer.stop()
+        before = loading.looked_at
+        try:
+            eventually(lambda: loading.looked_at > before + 10, "the last drain to go round")
+        finally:
+            loading.set_result(sink)
+    assert sink.numbers == [0, 1, 2]
+
+
+def test_writers_killed_again_and_again_come_to_the_removal(settings: Settings) -> None:
+    """Finding 5: how long a dead owner's lane stands still outlives the writer that saw it first."""
+    settings = msgspec.structs.replace(settings, lane_linger_ms=300)
+    with child(settings, "os.kill(os.getpid(), signal.SIGKILL)") as producer:
+        producer.ended(None)
+
+    def looked_once() -> bool:  # as a writer does that is killed after its first tick
+        directory = LaneDirectory(Instance(settings))
+        directory.refresh()
+        directory.adopt()
+        directory.close()
+        return not cards(Instance(settings))
+
+    assert not looked_once()
+    eventually(looked_once, "the lane to be removed by a later one")
 
 
 def test_a_sink_that_cannot_be_made(settings: Settings) -> None:
