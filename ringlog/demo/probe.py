@@ -17,6 +17,11 @@ INTERVAL_SECONDS = 0.02
 TIMEOUT_SECONDS = 60.0
 
 
+def counted(table: str) -> str:
+    """The probe's question: lane, its largest seq, its rows."""
+    return f"SELECT lane, max(seq), count() FROM {table}"  # noqa: S608 (a record type's own)
+
+
 class Probe:
     """A thread that notes, for each lane of `tables`, up to which seq a query sees its rows, and when that ended."""
 
@@ -63,10 +68,7 @@ class Probe:
         while not self._stop.is_set():
             began = time.monotonic()
             for table in self._tables:
-                rows = connection.execute(
-                    f"SELECT lane, max(seq), count() FROM {table}",  # noqa: S608 (a record type's own)
-                    timeout_s=TIMEOUT_SECONDS,
-                )
+                rows = connection.execute(counted(table), timeout_s=TIMEOUT_SECONDS)
                 now_ns = time.monotonic_ns()
                 self._counts[table] = {lane: count for lane, _, count in rows}
                 for lane, seq, _ in rows:

@@ -22,6 +22,7 @@ from ringlog.demo.platform import Platform, running_platform
 from ringlog.demo.report import Report, SessionReport
 from ringlog.demo.stage import Run, Stage
 from ringlog.demo.view import View
+from ringlog.demo.warm_up import warm_up
 from ringlog.demo.writer_process import running_writer
 from ringlog.errors import RinglogError
 from ringlog.lanes.instance import Instance
@@ -87,6 +88,9 @@ class Demo:
             patient = msgspec.structs.replace(settings, request_timeout_ms=MIGRATION_TIMEOUT_MS)
             migrate(patient, [layout_of(record) for record in PLATFORM_RECORDS])
             stack.callback(self._note_ended, platform)
+            view.begin("warming up")
+            with self.failures.part("warm-up"):
+                warm_up(patient)
             self._trade(platform, settings, instance, directory)
             if self._session is not None:
                 self.analyse(platform, settings, self._session)

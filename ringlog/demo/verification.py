@@ -55,11 +55,16 @@ def verify(
         time.sleep(0.1)
 
 
+def ranged(table: str) -> str:
+    """The check's question: lane, its rows, its distinct, least and largest seq."""
+    return f"SELECT lane, count(), count_distinct(seq), min(seq), max(seq) FROM {table}"  # noqa: S608 (a record type's own)
+
+
 def _compare(settings: Settings, accepted: Mapping[str, Mapping[str, int]]) -> Verdict:
     verdict = Verdict()
     with contextlib.closing(Connection.from_settings(settings)) as connection:
         for table, lanes in accepted.items():
-            query = f"SELECT lane, count(), count_distinct(seq), min(seq), max(seq) FROM {table}"  # noqa: S608
+            query = ranged(table)
             if table == "performance_metrics":  # the writer's own go by no lane
                 query += " WHERE operation NOT LIKE 'writer.%'"
             rows = {lane: rest for lane, *rest in connection.execute(query, timeout_s=TIMEOUT_SECONDS)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from ringlog.demo import analysis, plots
 from ringlog.demo.failures import Failures
 from ringlog.demo.page import write_report
 from ringlog.demo.report import SessionReport
+from ringlog.demo.warm_up import PREFIX, WRITES_MIN, warm_up
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.migrations import migrate
 from ringlog.questdb.queries import Queries
@@ -139,6 +141,17 @@ def test_the_benchmark_of_the_analyzer_runs(server: QuestDBServer) -> None:
     assert [figure.name for figure in result.figures if figure.at_most] == [
         "findings: cost of a trade, 10,000 trades ÷ 1,000"
     ]
+
+
+def test_the_warm_up_leaves_a_warm_server_and_nothing_else(settings: Settings, connection: Connection) -> None:
+    """Finding 27: the warm-up writes often enough for its last requests to take a fraction of its first, drops its
+    tables, and puts no row into the platform's."""
+    written = warm_up(settings)
+    assert len(written) >= 2 * WRITES_MIN
+    assert statistics.median(written[-20:]) < max(written[:4]) / 2
+    assert not connection.execute(f"SELECT table_name FROM tables() WHERE table_name LIKE '{PREFIX}%'")
+    for table in bench.analyzer.ROWS:
+        assert connection.execute(f"SELECT count() FROM {table}") == [(0,)]
 
 
 def test_without_matplotlib_there_is_a_report_without_plots(
