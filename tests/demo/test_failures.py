@@ -20,7 +20,7 @@ from ringlog.demo.failures import Failures
 from ringlog.demo.processes import Processes
 from ringlog.errors import RinglogError
 
-DEADLINE_SECONDS = 240.0
+DEADLINE_SECONDS = 400.0  # of a session on a machine that does much else
 LOAD = "results/append-1.npy"
 TRADING = "session/append-1.npy"
 
@@ -66,15 +66,17 @@ VICTIMS: dict[str, tuple[str, Callable[[psutil.Process], psutil.Process], str]] 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_part_that_is_killed_is_named_and_the_rest_is_printed(victim: str, tmp_path: Path) -> None:
     """Finding 26: kill -9 of a part while records come ends in the printed object with exit status 1. What was
     accepted, also by the dead process, is stored exactly once wherever QuestDB can still be asked."""
     file, choose, wanted = VICTIMS[victim]
     kept = tmp_path / "kept"
+    # What a writer that died leaves is stored by the session's; nothing else here needs one.
+    options = ["--no-session"] if victim in ("an executor of the load", "QuestDB") else []
     process = subprocess.Popen(
-        command("--seconds", "5", "--rate", "2000", "--keep", str(kept), "--report", str(tmp_path / "report")),
+        command("--seconds", "4", "--rate", "2000", "--keep", str(kept), "--report", str(tmp_path / "report"), *options),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + DEADLINE_SECONDS
@@ -97,7 +99,7 @@ def test_a_part_that_is_killed_is_named_and_the_rest_is_printed(victim: str, tmp
         return
     assert report["accepted"] == report["stored"] > 0
     assert report["lost"] == report["duplicated"] == report["foreign"] == 0
-    if file == TRADING:
+    if not options:
         assert report["session"]["records"]["trades"] >= report["session"]["trades"]
         assert Path(report["session"]["report_html"]).exists()
 
