@@ -51,6 +51,7 @@ def clearing(runtime_dir: str, temporary: str = "") -> Iterator[None]:
     process = subprocess.Popen(
         [sys.executable, "-m", "ringlog.demo.orphans", runtime_dir, temporary],
         stdin=subprocess.PIPE,  # the life line: it ends with us, whatever happens
+        stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is ours to handle
         env=child_environment(),
     )

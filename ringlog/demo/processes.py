@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Self
@@ -11,6 +12,12 @@ from ringlog.errors import RinglogError
 
 STOP_TIMEOUT_SECONDS = 20.0
 POLL_SECONDS = 0.002
+
+
+def _quiet(target: Callable[..., None], *arguments: Any) -> None:
+    """Runs `target`; what it or a library prints goes to stderr, since stdout is for the demo's one object."""
+    os.dup2(2, 1)
+    target(*arguments)
 
 
 class Flag:
@@ -53,7 +60,7 @@ class Processes:
 
     def start(self, name: str, target: Callable[..., None], *arguments: Any, is_helper: bool = False) -> Any:
         """Starts a process; a stage goes on without a helper that fails."""
-        process = self.context.Process(target=target, args=arguments, name=name)
+        process = self.context.Process(target=_quiet, args=(target, *arguments), name=name)
         process.start()
         self._processes.append(process)
         if is_helper:

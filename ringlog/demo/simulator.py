@@ -87,12 +87,12 @@ def run(plan: Plan, expected: Any, is_ready: Any, is_stopped: Any) -> None:
         while not is_stopped.is_set() and simulated_count + missed != expected.value:
             delivery = consumer.read(500, wait_ms=200)
             missed += sum(gap.entries or 0 for gap in delivery.gaps)
-            events = [event for event in delivery.events if not isinstance(event.payload, Trade) or event.payload.trader_id in own]
-            for event in events:
-                while not _append(append, event, plan.seed):
+            trades = [trade for trade in map(_trade, delivery.events) if trade.trader_id in own]
+            for trade in trades:
+                while not _append(append, trade, plan.seed):
                     if is_stopped.wait(0.005):
                         return
-            simulated_count += len(events)
+            simulated_count += len(trades)
             consumer.ack(delivery.events)
             if delivery.events or expected.value < 0:
                 heard_s = time.monotonic()
@@ -102,10 +102,13 @@ def run(plan: Plan, expected: Any, is_ready: Any, is_stopped: Any) -> None:
     write(plan.result_dir, "simulator", SimulatorResult(**counts, simulated=simulated_count, missed=missed))
 
 
-def _append(append: Any, event: Event, seed: int) -> bool:
-    trade = event.payload
-    if not isinstance(trade, Trade):
-        raise TypeError(f"{event.topic}: got {type(trade).__name__}, wanted Trade")
+def _trade(event: Event) -> Trade:
+    if not isinstance(event.payload, Trade):
+        raise TypeError(f"{event.topic}: got {type(event.payload).__name__}, wanted Trade")
+    return event.payload
+
+
+def _append(append: Any, trade: Trade, seed: int) -> bool:
     decision = msgspec.convert(trade.metadata, Decision)
     outcome = simulated(trade, decision, seed)
     return bool(
