@@ -15,6 +15,7 @@ from ringlog.servers import guard
 from ringlog.settings import SETTINGS_FILE, Settings
 
 STOP_TIMEOUT_SECONDS = 20.0
+LOG_LINES = 5
 
 
 @contextlib.contextmanager
@@ -38,9 +39,8 @@ def running_writer(settings: Settings, log: Path) -> Iterator[subprocess.Popen[b
     try:
         yield process
         if process.poll() is not None:
-            raise RinglogError(
-                f"writer: got exit status {process.returncode}: {log.read_text(errors='replace')[-2000:]}"
-            )
+            last = " / ".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+            raise RinglogError(f"writer: got exit status {process.returncode}; its log ends with {last!r}")
     finally:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
