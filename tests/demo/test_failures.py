@@ -147,7 +147,7 @@ def test_on_a_full_disk_the_object_is_printed(megabytes: int, tmp_path: Path) ->
 def test_a_recording_that_cannot_be_read_is_an_error_in_the_object(tmp_path: Path) -> None:
     """Finding 26: where nothing can begin the object is printed with nulls, and `error` is what stderr says."""
     done = subprocess.run(
-        command("--input", str(tmp_path / "none.gz")), capture_output=True, text=True, timeout=60, check=False
+        command("--input", str(tmp_path / "none.gz")), capture_output=True, text=True, timeout=110, check=False
     )
     assert done.returncode == 1
     report = json.loads(done.stdout)
@@ -160,7 +160,7 @@ def test_a_full_stdout_is_an_error_of_one_line(tmp_path: Path) -> None:
     """Finding 26: where the object cannot be printed, stderr says so without a traceback, exit status 1."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            command("--input", str(tmp_path / "none.gz")), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+            command("--input", str(tmp_path / "none.gz")), stdout=full, stderr=subprocess.PIPE, text=True, timeout=110,
             check=False,
         )  # fmt: skip
     assert done.returncode == 1
