@@ -25,11 +25,16 @@ NAME_PREFIX = "ringlog-"
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Drops what psycopg_pool says of our workers that were left to end by themselves."""
-    is_ours = isinstance(record.args, tuple) and str(record.args[:1]).startswith(f"('{NAME_PREFIX}")
-    return not ("couldn't stop" in str(record.msg) and is_ours)
+    """Drops what psycopg_pool says of our workers that were left to end by themselves, or cancelled with their loop."""
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    if not arguments or not str(arguments[0]).startswith(NAME_PREFIX):
+        return True
+    is_cancelled = any(isinstance(argument, asyncio.CancelledError) for argument in arguments)
+    return not is_cancelled and "couldn't stop" not in str(record.msg)
 
 
+# What it says is in our errors too: it must not reach the terminal of a program that configured no logging.
+logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 logging.getLogger("psycopg.pool").addFilter(_is_worth_logging)
 
 

@@ -7,7 +7,9 @@ its result. `Connection.run` and `AsyncConnection.run` differ only in how they w
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
+import weakref
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
@@ -145,7 +147,12 @@ class Connection:
 
 
 class AsyncConnection:
-    """`Connection` for asyncio: the same names, awaited."""
+    """`Connection` for asyncio: the same names, awaited.
+
+    It belongs to one event loop at a time: it hangs up when its loop cancels its tasks, as `asyncio.run` does at its
+    end, and goes on in the next loop, or in a forked process, with connections of that one. While its loop runs, no
+    other loop may use it: ServerRefused says so.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -153,12 +160,34 @@ class AsyncConnection:
         self.timeout_s = settings.redis_timeout_ms / 1_000
         self._server = f"Redis at {_address(settings)}"
         self._retry_s = settings.redis_retry_timeout_ms / 1_000
-        self.client: Any = redis.asyncio.Redis(
-            retry=AsyncRetry(NoBackoff(), 0), socket_timeout=None, **_options(settings)
-        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = os.getpid()
+        self.client: Any = self._made()
+
+    def _made(self) -> Any:
+        return redis.asyncio.Redis(retry=AsyncRetry(NoBackoff(), 0), socket_timeout=None, **_options(self.settings))
+
+    def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None:
+            if self._loop.is_running() and self._process == os.getpid():
+                raise ServerRefused(
+                    f"{self._server}: the connection is used in another event loop, which is running: "
+                    "wanted one object for each loop"
+                )
+            self.client = self._made()
+        self._loop, self._process = loop, os.getpid()
+        guard = loop.create_task(_hang_up_with_loop(weakref.ref(self)), name="ringlog-redis-guard")
+        guard._log_destroy_pending = False  # type: ignore[attr-defined]  # of a loop that nobody closes
+
+    def client_here(self) -> Any:
+        """redis-py's client for the event loop that runs. Raises ServerRefused where another loop uses it."""
+        if (loop := asyncio.get_running_loop()) is not self._loop or self._process != os.getpid():
+            self._enter(loop)
+        return self.client
 
     async def run(self, steps: Callable[[], Steps[T]]) -> T:
         """`Connection.run`, awaited."""
+        self.client_here()
         try:
             return await self._drive(steps())
         except ServerUnavailable:
@@ -213,6 +242,16 @@ class AsyncConnection:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def _hang_up_with_loop(connection_ref: weakref.ref[AsyncConnection]) -> None:
+    """Waits until the loop cancels its tasks, and then closes the connections, which would outlive it."""
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        connection = connection_ref()
+        if connection is not None and connection._loop is asyncio.get_running_loop():
+            await connection.client.connection_pool.disconnect()
 
 
 class _Credentials(CredentialProvider):

@@ -83,7 +83,7 @@ class AsyncSubscriber:
     def __init__(self, connection: AsyncConnection, topic: Topic) -> None:
         self._server = f"channel {connection.keys.channel(topic)}"
         self._settings = connection.settings
-        self._client = connection.client
+        self._connection = connection
         self._channel = connection.keys.channel(topic)
         self._frames = _Frames()
         self._pubsub: Any = None
@@ -100,7 +100,7 @@ class AsyncSubscriber:
         deadline_s = time.monotonic() + wait_ms / 1_000
         try:
             if self._pubsub is None:
-                self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
+                self._pubsub = self._connection.client_here().pubsub(ignore_subscribe_messages=True)
                 await self._pubsub.subscribe(self._channel)
             while (left_s := deadline_s - time.monotonic()) > 0:
                 frame = self._frames.take(await self._pubsub.get_message(timeout=left_s))
