@@ -7,6 +7,7 @@ its result. `Connection.run` and `AsyncConnection.run` differ only in how they w
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import ssl
 import weakref
@@ -40,6 +41,10 @@ Command = tuple[Any, ...]
 
 # A failover, a replica that has not caught up, a cluster being rearranged: the same call may succeed in a moment.
 _TRANSIENT = (redis.ConnectionError, redis.TimeoutError, ReadOnlyError, ClusterDownError, TryAgainError)
+# No CLIENT SETINFO, as redis-py 7 and newer, or older, spell it: Redis 7.0 has none, and refuses an ACL that names it.
+_ANONYMOUS = dict.fromkeys(
+    ("driver_info",) if "driver_info" in inspect.signature(redis.Redis).parameters else ("lib_name", "lib_version")
+)
 _REFUSED_LOGIN = (AuthenticationError, AuthorizationError, NoPermissionError)
 
 
@@ -118,7 +123,7 @@ class Connection:
                     pipeline.execute_command(*command)
                 return list(pipeline.execute())
         except redis.RedisError as error:
-            failed = translated(self._server, error, self.settings)
+            failed = translated(self._server, error, self.settings, exchange)
         raise failed  # out here, or it would keep redis-py's error, whose frames hold the password and what was sent
 
     def _plain(self, command: Command) -> Any:
@@ -217,7 +222,7 @@ class AsyncConnection:
             async with asyncio.timeout(self.timeout_s):
                 return await self._send(exchange)
         except redis.RedisError as error:
-            failed = translated(self._server, error, self.settings)
+            failed = translated(self._server, error, self.settings, exchange)
         except TimeoutError:
             failed = translated(
                 self._server, redis.TimeoutError(f"no answer within {self.timeout_s:g} s"), self.settings
@@ -283,6 +288,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         **way,
         "credential_provider": _Credentials(settings.redis_user, settings.redis_password) if has_login else None,
         "socket_connect_timeout": settings.redis_timeout_ms / 1_000,
+        **_ANONYMOUS,
         "protocol": 2,  # replies then have one shape in every version of redis-py and of the server
         # A primary that became a replica: drop the connection, so that the next try finds the new primary.
         "retry_on_error": [ReadOnlyError],
@@ -303,7 +309,9 @@ def _attempts(timeout_s: float) -> Any:
 _CONNECTING = "connecting to"  # redis-py's word where there is no connection yet
 
 
-def translated(server: str, error: redis.RedisError, settings: Settings) -> RinglogError:
+def translated(
+    server: str, error: redis.RedisError, settings: Settings, exchange: Exchange | None = None
+) -> RinglogError:
     """The ringlog error that says what the caller must do about a redis-py error; no payload is repeated in it."""
     text = str(error)
     if isinstance(error, redis.ConnectionError) and (advice := untrusted(text, settings, "redis")):
@@ -320,6 +328,13 @@ def translated(server: str, error: redis.RedisError, settings: Settings) -> Ring
         return ServerRefused(f"{server}: out of memory (maxmemory reached, nothing may be evicted)")
     if "NOGROUP" in text or text.endswith("no such key"):
         return ConsumerGroupMissing(f"{server}: {_shortened(text)}")
+    if "exhausted the last possible ID" in text:
+        commands = exchange.commands if exchange else ()
+        streams = sorted({str(command[1]) for command in commands if command[0] == "XADD"})
+        return ServerRefused(
+            f"{server}: {' or '.join(streams)} takes no more entries: got the last possible id from another program, "
+            "wanted ids from the server (XADD with *). DEL the stream: consumers then report `stream-lost` and read on"
+        )
     return ServerRefused(f"{server}: {_shortened(text)}")
 
 

@@ -26,6 +26,8 @@ Entry = tuple[bytes, Mapping[bytes, bytes]]
 # An entry's id is `milliseconds-number`. As a score it must be exact in a double: 12 bits for the number leave room
 # until the year 2039, and a server cannot add 4,096 entries within a millisecond.
 _NUMBER_BITS = 12
+_EXACT_BITS = 53  # of a double
+_TRIMMED = "trimmed"  # the member of `gaps:{topic}:{group}`
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -33,7 +35,8 @@ class Gap(msgspec.Struct, frozen=True):
 
     trimmed: the stream passed 10,000 entries before they were read. pending-trimmed: the same, after they had been
     delivered to a consumer that did not finish them. stream-lost: the whole stream and its group were gone (evicted,
-    flushed, or a restart without persistence); how many is then unknown (None).
+    flushed, or a restart without persistence); how many is then unknown (None). So it is for "trimmed" where another
+    program deleted entries (XDEL) or made the group without ENTRIESREAD: perhaps none were lost.
     """
 
     reason: Literal["trimmed", "pending-trimmed", "stream-lost"]
@@ -56,13 +59,14 @@ class _Reading:
         if not name or not isinstance(name, str):
             raise RedisValueError(f"consumer name: got {name!r}, wanted a text that stays the same across restarts")
         self.topic, self.group, self.name = topic, group, name
-        self.key, self.seen_key = keys.stream(topic), keys.seen(topic, group)
+        self.key, self.seen_key, self.gaps_key = keys.stream(topic), keys.seen(topic, group), keys.gaps(topic, group)
         self.claim_idle_ms, self.block_ms = claim_idle_ms, block_ms
         self.in_hand: set[str] = set()  # delivered by this object, not yet acked: never delivered twice by it
         self.joined = False
         # Noticed since the last delivery; kept here so that a read that fails half-way does not lose it.
         self.duplicates = self.broken = 0
         self.gaps: list[Gap] = []
+        self.unsettled: tuple[int, int] | None = None
         self._restart()
 
     def _restart(self) -> None:
@@ -94,6 +98,7 @@ class _Reading:
             if "BUSYGROUP" not in str(error):
                 raise
             return False
+        yield one("ZADD", self.gaps_key, "XX", 0, _TRIMMED)  # a group of that name may have been here before
         return True
 
     def read(self, count: int, deadline_s: float) -> Steps[Delivery]:
@@ -107,6 +112,7 @@ class _Reading:
             yield from self.create("first")
             self._restart()
             self.in_hand.clear()
+            self.unsettled = None
             self.gaps.append(Gap("stream-lost", None))
             events = []
         except BaseException:  # a cancelled task, too, may have been handed events that nobody saw
@@ -116,6 +122,7 @@ class _Reading:
         return self._delivery(events)
 
     def _read(self, count: int, deadline_s: float) -> Steps[list[Event]]:
+        yield from self._settle()
         while True:
             for source in (self._own, self._claimed):
                 events = yield from self._admitted((yield from source(count)))
@@ -179,22 +186,57 @@ class _Reading:
 
     def _new(self, count: int) -> Steps[tuple[list[Entry], str]]:
         """Entries no consumer of the group has had, and the id after which to wait for more."""
-        stream, groups, reply = yield Exchange(
+        stream, groups, reply, groups_after = yield Exchange(
             (
                 ("XINFO STREAM", self.key),
                 ("XINFO GROUPS", self.key),
                 ("XREADGROUP", "GROUP", self.group, self.name, "COUNT", count, "STREAMS", self.key, ">"),
+                ("XINFO GROUPS", self.key),
             ),
             atomic=True,
         )
-        group = next(found for found in groups if found["name"] == self.group.encode())
+        group = self._own_group(groups)
         entries = reply[0][1] if reply else []
-        read = group["entries-read"]
-        trimmed = stream["entries-added"] - stream["length"]
-        if entries and read is not None and trimmed > read:
-            self.gaps.append(Gap("trimmed", trimmed - read))
+        if entries and entries[0][0] == stream["first-entry"][0]:  # else nothing unread was trimmed
+            self._note_trimmed(
+                stream, group["entries-read"], len(entries), self._own_group(groups_after)["entries-read"]
+            )
+            yield from self._settle()
         last_id = entries[-1][0] if entries else group["last-delivered-id"]
         return entries, last_id.decode()
+
+    def _own_group(self, groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        return next(found for found in groups if found["name"] == self.group.encode())
+
+    def _note_trimmed(self, stream: Mapping[str, Any], read: int | None, count: int, read_after: int | None) -> None:
+        """Compares the server's counts around a read that began at the stream's first entry.
+
+        All entries before that one were read by the group or trimmed unread. Redis before 8 does not add the trimmed
+        ones to a group's `entries-read` (redis#13957), so they would be counted again by every later comparison.
+        """
+        trimmed = stream["entries-added"] - stream["length"]
+        if not trimmed:
+            return
+        if read is None or _parts(stream["max-deleted-entry-id"]) > _parts(stream["first-entry"][0]):
+            self.gaps.append(Gap("trimmed", None))
+        elif trimmed > read:
+            # To report, and how many of them the server left out of its count.
+            self.unsettled = (trimmed - read, 0 if read_after is None else trimmed + count - read_after)
+
+    def _settle(self) -> Steps[None]:
+        """Reports what was trimmed and not yet reported; what the server will count again is remembered in Redis.
+
+        A step that fails is tried again by the next read. Where a consumer dies before it, the next gap has its events.
+        """
+        if self.unsettled is None:
+            return
+        missing, left_out = self.unsettled
+        ((score,),) = yield one("ZMSCORE", self.gaps_key, _TRIMMED)
+        if missing > (reported := int(score or 0)):
+            self.gaps.append(Gap("trimmed", missing - reported))
+        self.unsettled = 0, left_out
+        yield one("ZADD", self.gaps_key, "GT" if left_out else "XX", left_out, _TRIMMED)
+        self.unsettled = None
 
     def _admitted(self, entries: Sequence[Entry]) -> Steps[list[Event]]:
         """The events among entries, without those whose (lane, seq) was first delivered with another entry."""
@@ -240,9 +282,21 @@ class _Reading:
         return acked
 
 
+def _parts(entry_id: bytes | str) -> tuple[int, int]:
+    milliseconds, number = (entry_id.decode() if isinstance(entry_id, bytes) else entry_id).split("-")
+    return int(milliseconds), int(number)
+
+
 def _score(entry_id: str) -> int:
-    milliseconds, _, number = entry_id.partition("-")
-    return int(milliseconds) << _NUMBER_BITS | int(number) & (1 << _NUMBER_BITS) - 1
+    """A different score for every id, rising with it, and exact in a double.
+
+    After an id far beyond the clock (another program's, in microseconds, say) the server only counts up its number.
+    Such ids take the doubles from 2**53, where the even numbers are exact; they rise as long as milliseconds stay.
+    """
+    milliseconds, number = _parts(entry_id)
+    score = (milliseconds << _NUMBER_BITS) + number
+    exact = 1 << _EXACT_BITS
+    return score if score < exact else exact + 2 * (score % (exact // 2))
 
 
 class StreamConsumer:

@@ -63,6 +63,7 @@ def _catalogue() -> Iterator[KeyFamily]:
         owners = tuple(sorted(("StreamProducer", beside)))
         yield KeyFamily(f"stream:{topic}", "stream", None, STREAM_ENTRIES_MAX, EVENT_BYTES_MAX, owners)
     yield KeyFamily("seen:{topic}:{group}", "zset", SEEN_TTL_S, SEEN_MEMBERS_MAX, 40, ("StreamConsumer",))
+    yield KeyFamily("gaps:{topic}:{group}", "zset", None, 1, 7, ("StreamConsumer",))
 
 
 CATALOGUE: tuple[KeyFamily, ...] = tuple(_catalogue())
@@ -102,6 +103,9 @@ class Keys:
 
     def seen(self, topic: Topic, group: str) -> str:
         return f"{self.prefix}seen:{topic}:{_named('consumer group', group)}"
+
+    def gaps(self, topic: Topic, group: str) -> str:
+        return f"{self.prefix}gaps:{topic}:{_named('consumer group', group)}"
 
 
 def _named(what: str, text: str) -> str:

@@ -1,4 +1,8 @@
-"""A real Redis-protocol server for this folder's tests, and connections to it, sync and async."""
+"""Real servers for this folder's tests, and connections to them, sync and async.
+
+Every test runs on Valkey and on Debian's Redis (7.0 in Debian 12); on the latter in the slow tier, except for tests
+marked `each_server`, whose subject differs from server to server.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,12 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from debian_packages import library_path, unpacked
 
 from ringlog.redis import AsyncConnection, Connection
 from ringlog.servers import ValkeyServer
@@ -40,9 +46,39 @@ class Server(ValkeyServer):
         self.start()
 
 
+class DebianServer(Server):
+    """redis-server of this machine, else from Debian's packages."""
+
+    name = "Redis"
+    packages = ("redis-server", "redis-tools", "liblua5.1-0", "lua-cjson", "lua-bitop", "liblzf1", "libjemalloc2")
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        installed = shutil.which("redis-server")
+        self._place = None if installed else unpacked(self.packages)
+        self._program = Path(installed) if installed else self._place / "usr" / "bin" / "redis-server"
+
+    def _command(self) -> list[str]:
+        return [str(self._program), str(self.data_dir / "valkey.conf")]
+
+    def _environment(self) -> dict[str, str]:
+        return {"LD_LIBRARY_PATH": library_path(self._place)} if self._place else {}
+
+
+SERVERS: dict[str, type[Server]] = {"valkey": Server, "redis": DebianServer}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test that uses a server runs on every kind."""
+    if "server_kind" in metafunc.fixturenames:
+        is_fast = metafunc.definition.get_closest_marker("each_server") is not None
+        redis_too = pytest.param("redis", marks=() if is_fast else pytest.mark.slow)
+        metafunc.parametrize("server_kind", ["valkey", redis_too], scope="session")
+
+
 @pytest.fixture(scope="session")
-def shared_server() -> Iterator[Server]:
-    with Server() as server:
+def shared_server(server_kind: str) -> Iterator[Server]:
+    with SERVERS[server_kind]() as server:
         yield server
 
 
@@ -58,9 +94,9 @@ def server(shared_server: Server) -> Iterator[Server]:
 
 
 @pytest.fixture
-def own_server() -> Iterator[Server]:
+def own_server(server_kind: str) -> Iterator[Server]:
     """A server of this test's own, to be killed and started again."""
-    with Server() as server:
+    with SERVERS[server_kind]() as server:
         yield server
 
 

@@ -156,7 +156,8 @@ def test_each_owner_writes_what_the_page_says(owner: str, connection: Connection
         for key in set(raw.scan_iter()) - before:
             written[family_of(key.decode()).pattern].append(key)
         # The trades' stream is the sink's; a Publisher may be given any topic, but is meant for latest states.
-        assert set(written) == {family.pattern for family in CATALOGUE if owner in family.written_by}
+        # Gaps are kept once a group was overtaken, on Redis before 8: test_redis_servers.py does that.
+        assert set(written) == {f.pattern for f in CATALOGUE if owner in f.written_by} - {"gaps:{topic}:{group}"}
         for keys in written.values():
             for key in keys:
                 family = family_of(key.decode())
