@@ -8,6 +8,7 @@ A lane's segment:
     256   head word           written by the owner only
     384   tail word           written by the writer only
     512   refused words       written by the owner only, one count for each reason
+    1016  board word          written by the owner only: the inode of the board that it reads, 0 where that is not known
     1024  layout of the record type, as JSON
     slots_offset (a whole page): capacity slots of slot_bytes each
 
@@ -49,8 +50,9 @@ STANDING_SINCE_OFFSET = 144  # milliseconds of the monotonic clock, which is one
 HEAD_OFFSET = 256
 TAIL_OFFSET = 384
 REFUSED_OFFSET = 512
+BOARD_INODE_OFFSET = 1016
 LAYOUT_OFFSET = 1024
-REASONS_MAX = (LAYOUT_OFFSET - REFUSED_OFFSET) // 8
+REASONS_MAX = (BOARD_INODE_OFFSET - REFUSED_OFFSET) // 8
 
 
 class LaneState(enum.IntEnum):
@@ -104,6 +106,7 @@ class BoardReason(enum.IntEnum):
     SPOOL_FULL = 2
     MEMORY = 3
     STOPPED = 4
+    DAMAGED = 5  # a word that no writer stores
 
 
 def slots_offset(layout_bytes: int) -> int:

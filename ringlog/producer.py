@@ -189,6 +189,7 @@ class Appender:
             timeout_seconds=left,
             still_seconds=still_seconds,
         )
+        lane.note_board(board.inode)
         try:
             self._ring.attach(
                 lane.memory, board.memory, lane.slots_offset, lane.capacity, (*lane.words, BOARD_REFUSE_OFFSET)
@@ -287,8 +288,8 @@ class Producer:
         return self
 
     def open_board(self, timeout_seconds: float, still_seconds: float) -> Board:
-        """The instance's board, attached once; waits as long as a claim."""
-        if self.board is None:
+        """The instance's board, attached once, and again where somebody removed it; waits as long as a claim."""
+        if self.board is None or not self.board.is_current(self.instance):
             self.instance.open()
             self.board = open_board(self.instance, timeout_seconds, still_seconds)
         return self.board

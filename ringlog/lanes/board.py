@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ringlog.errors import SegmentRefused
+from ringlog.errors import LaneError, SegmentRefused
+from ringlog.lanes.claims_lock import claims_lock
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.locks import is_locked
-from ringlog.lanes.segments import SegmentBlank, attach_segment, create_segment, unlink_segment
+from ringlog.lanes.segments import SegmentBlank, attach_segment, create_segment, inode_of, unlink_segment
 from ringlog.layout import (
     BOARD_BEAT_OFFSET,
     BOARD_BYTES,
@@ -25,6 +26,7 @@ from ringlog.ring import load, store
 _STATUS_AT = BOARD_STATUS_OFFSET + 16
 STATUS_BYTES_MAX = BOARD_BYTES - _STATUS_AT
 STATUS_READS_MAX = 100
+RENEW_TIMEOUT_SECONDS = 0.05  # the lanes would fill meanwhile: it is tried again
 
 
 class Board:
@@ -88,9 +90,40 @@ class Board:
         return cls(segment)
 
     @property
+    def inode(self) -> int:
+        """What tells this board from another one of the same name."""
+        return int(self.segment.inode.number)
+
+    def is_current(self, instance: Instance) -> bool:
+        """Whether the instance's board is still this one; True where that cannot be told now."""
+        try:
+            return inode_of(instance.board_name) == self.segment.inode  # type: ignore[no-any-return]
+        except SegmentRefused:  # something else lies there
+            return False
+        except LaneError:
+            return True
+
+    def renew(self, instance: Instance) -> bool:
+        """For the writer: where somebody removed the board, becomes the one that has its place now, or a new one.
+
+        False where it is the instance's still. Raises LaneError where the other one cannot be had now.
+        """
+        if self.is_current(instance):
+            return False
+        with claims_lock(instance, RENEW_TIMEOUT_SECONDS):
+            other = Board.open(instance, is_writer=True)
+        other.refuse(self.reason)
+        self.segment.close()
+        self.segment, self.memory = other.segment, other.memory
+        return True
+
+    @property
     def reason(self) -> BoardReason:
         """Why producers are refused, or ACCEPTING."""
-        return BoardReason(load(self.memory, BOARD_REFUSE_OFFSET))
+        try:
+            return BoardReason(load(self.memory, BOARD_REFUSE_OFFSET))
+        except ValueError:
+            return BoardReason.DAMAGED
 
     def refuse(self, reason: BoardReason) -> None:
         """From now on every append returns False, counted as BOARD; ACCEPTING ends it."""

@@ -20,6 +20,7 @@ from ringlog.lanes.instance import Instance, boot_id, open_private, read_private
 from ringlog.lanes.locks import LockFile, is_locked
 from ringlog.lanes.segments import Segment, create_segment, unlink_segment
 from ringlog.layout import (
+    BOARD_INODE_OFFSET,
     HEAD_OFFSET,
     HEADER,
     LAYOUT_OFFSET,
@@ -163,6 +164,10 @@ class OwnedLane:
     def is_retired(self) -> bool:
         """Whether the writer has adopted this lane, so that it must not be written any more."""
         return load(self.memory, STATE_OFFSET) == LaneState.RETIRED
+
+    def note_board(self, inode: int) -> None:
+        """Says which board this lane's owner reads, so that a writer notices where it is no longer the instance's."""
+        store(self.memory, BOARD_INODE_OFFSET, inode)
 
     def close(self) -> None:
         """Leaves the lane in order: the writer drains what is in it and unlinks it. Does nothing to a parent's lane."""

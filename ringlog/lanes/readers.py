@@ -16,7 +16,14 @@ from ringlog.lanes.instance import Instance, boot_id, read_private
 from ringlog.lanes.locks import LockFile, holder_of, is_locked
 from ringlog.lanes.segments import Segment, SegmentBlank, attach_segment, inode_of, unlink_segment
 from ringlog.lanes.views import LaneView
-from ringlog.layout import STANDING_HEAD_OFFSET, STANDING_SINCE_OFFSET, STATE_OFFSET, TAIL_OFFSET, LaneState
+from ringlog.layout import (
+    BOARD_INODE_OFFSET,
+    STANDING_HEAD_OFFSET,
+    STANDING_SINCE_OFFSET,
+    STATE_OFFSET,
+    TAIL_OFFSET,
+    LaneState,
+)
 from ringlog.ring import load, store
 
 logger = logging.getLogger("ringlog.lanes")
@@ -113,6 +120,10 @@ class LaneReader(LaneView):
     def retire(self) -> None:
         """An owner that is alive after all sees this in its next append and claims another lane."""
         store(self._memory, STATE_OFFSET, LaneState.RETIRED)
+
+    def reads_other_board(self, inode: int) -> bool:
+        """Whether the owner reads another board than this one."""
+        return bool(inode) and load(self._memory, BOARD_INODE_OFFSET) not in (0, inode)
 
     def still_seconds(self, head: int) -> float:
         """How long the head of a lane that was left has stood at `head`. The lane itself keeps that, so that writers
@@ -217,8 +228,12 @@ class LaneDirectory:
         ):  # else its card still leads to an owner that does not know it yet
             self._remove(card)
 
-    def adopt(self) -> None:
-        """Retires lanes whose owner is gone and removes those that are empty and have stood still for the linger."""
+    def adopt(self, board: int = 0) -> None:
+        """Retires lanes whose owner is gone and removes those that are empty and have stood still for the linger.
+
+        Also retires those whose owners read another board than `board` (its inode, 0 for any): they claim another lane
+        in their next append, and attach the present board for it.
+        """
         for lane, reader in list(self.lanes.items()):
             if reader.look_at_name():
                 # Its owner claims another in its next append. What this one holds is read all the same: it is mapped.
@@ -227,7 +242,7 @@ class LaneDirectory:
                 self._on_unlinked(reader.card)
             state = reader.state  # before the head: what a leaving owner published, it published before CLOSED
             if state == LaneState.OPEN:
-                if self._is_owned(lane):
+                if self._is_owned(lane) and not reader.reads_other_board(board):
                     continue
                 reader.retire()
                 logger.info("lane=%016x adopted waiting=%d", lane, reader.head - reader.tail)
@@ -235,7 +250,7 @@ class LaneDirectory:
             # An owner that has closed its lane writes no more: then nothing is waited for.
             is_over = reader.still_seconds(head) >= self._linger_seconds or state == LaneState.CLOSED
             if head == reader.tail and is_over:
-                if reader.is_unlinked and self._is_owned(lane):
+                if state != LaneState.CLOSED and self._is_owned(lane):
                     continue  # not before its owner has left it: an append may be under way
                 # Kept where it cannot be removed: its card would have it attached and adopted anew.
                 is_named = not reader.is_unlinked

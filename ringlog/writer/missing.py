@@ -1,10 +1,11 @@
-"""Lanes whose segments are gone: what the ledger keeps of them, and who is told."""
+"""Lanes and boards whose segments are gone: what the ledger keeps of them, and who is told."""
 
 from __future__ import annotations
 
 import logging
 
 from ringlog.errors import LaneError, SpoolError
+from ringlog.lanes.board import Board
 from ringlog.lanes.claims import Card
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import Absent, LaneDirectory
@@ -34,6 +35,18 @@ class MissingLanes:
             logger.error("lane=%016x: the ledger cannot be written: %s", card.lane, error)
             return False
         return True
+
+    def renew(self, board: Board) -> bool:
+        """Whether the board was removed, and is another one now."""
+        try:
+            is_other = board.renew(self._instance)
+        except (LaneError, OSError) as error:
+            logger.error("the board was removed and cannot be made anew yet: %s", error)
+            return False
+        if is_other:
+            text = "the board: somebody removed its segment; it is made anew, and producers attach it"
+            self._pressure.alert(Alert(Resource.LANES, Level.WARN, text))
+        return is_other
 
     def look(self, directory: LaneDirectory) -> None:
         """Lanes that the ledger has as open, and that neither a card nor a segment leads to any more."""

@@ -178,7 +178,9 @@ class Writer:
         now = time.monotonic()
         if now >= self._adopt_at:
             self._adopt_at = now + ADOPT_INTERVAL_SECONDS
-            self._directory.adopt()
+            if self._missing.renew(self._board):
+                self._epoch = self._board.take_over()
+            self._directory.adopt(self._board.inode)
             self._missing.look(self._directory)
         if now - self._reported_at >= METRICS_INTERVAL_SECONDS:
             self._report(now)
