@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import stat
+import sys
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ringlog.disk import Directory
 from ringlog.errors import ConfigurationError, LaneError, SpoolError
 from ringlog.lanes.claims import cards, unfinished
 from ringlog.lanes.instance import Instance, boot_id, check_private
-from ringlog.lanes.segments import SegmentBlank
+from ringlog.lanes.segments import SHM, SegmentBlank
 from ringlog.ledger import Term, read_accounts
 from ringlog.monitor.accounting import records
 from ringlog.monitor.finding import Finding
@@ -89,10 +90,16 @@ def diagnosed(settings: Settings, layouts: Sequence[RecordLayout], environ: Coll
     yield from _directories(settings)
     yield from _shared_memory(settings)
     try:
-        yield from _instance(settings)
+        boot_id()
     except LaneError as error:
-        yield Finding("board", "fail", str(error), "stop producers and writer, and remove the board's segment")
-    yield from records(settings)
+        fix = "mount /proc without subset=pid: no producer, writer or audit works without it"
+        yield Finding("boot", "fail", str(error), fix)
+    else:
+        try:
+            yield from _instance(settings)
+        except LaneError as error:
+            yield Finding("board", "fail", str(error), "stop producers and writer, and remove the board's segment")
+        yield from records(settings)
     yield from servers(settings, layouts, environ)
 
 
@@ -109,9 +116,14 @@ def _directories(settings: Settings) -> Iterator[Finding]:
 
 
 def _shared_memory(settings: Settings) -> Iterator[Finding]:
-    path = Path("/dev/shm")  # noqa: S108 (asked for its size only)
+    path = SHM
     if not path.is_dir():
+        if sys.platform != "darwin":
+            yield Finding("shared memory", "fail", f"{path}: is not there", f"mount -t tmpfs -o mode=1777 tmpfs {path}")
         return
+    if os.statvfs(path).f_flag & os.ST_RDONLY or not os.access(path, os.W_OK | os.X_OK):
+        text = f"{path}: is read-only for uid {os.geteuid()}, so no lane and no board can be made"
+        yield Finding("shared memory", "fail", text, f"mount -o remount,rw {path}; chmod 1777 {path}")
     usage, mode = shutil.disk_usage(path), stat.S_IMODE(path.stat().st_mode)
     text = (
         f"{path}: {usage.total} bytes, {usage.free} free, mode {mode:04o}, lanes take up to {settings.lane_bytes_max}"
