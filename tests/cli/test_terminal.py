@@ -75,8 +75,11 @@ def test_a_log_line_is_one_line() -> None:
     assert "Traceback" in said.split("\n")[1]
 
 
-def test_records_reach_a_terminal_escaped(lane_settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    """Finding 22: `dump`, for a person and as JSON: a record cannot forge a line, and JSON holds its value exactly."""
+def test_69_records_reach_a_terminal_escaped(lane_settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    """Finding 22: `dump`, for a person and as JSON: a record cannot forge a line, and JSON holds its value exactly.
+
+    Defence: what acts on a terminal is shown escaped.
+    """
     with Producer([LatencySample], settings=lane_settings) as producer:
         assert producer.appender(LatencySample).append(SHORT, HOSTILE[-10:], 1.0)
         (card,) = cards(producer.instance)

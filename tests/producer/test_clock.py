@@ -62,11 +62,13 @@ def under_clock(settings: Settings, library: Path, script: str) -> Iterator[Chil
 
 
 @linux
-def test_a_stamped_time_out_of_bounds_is_refused(lane_settings: Settings, library: Path) -> None:
+def test_64_a_stamped_time_out_of_bounds_is_refused(lane_settings: Settings, library: Path) -> None:
     """Finding 10, fault 64: under a clock before 2000 or after 2200, append refuses with `clock`, and counts it.
 
     By position, by name, bound and as an object; what the bounds take, the decoder takes; with the clock right again
     the same producer is accepted, in the same lane, and nothing that was accepted is missing.
+
+    Defence: the bounds of a stamped time.
     """
     script = """
 found = []

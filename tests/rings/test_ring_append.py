@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -390,37 +388,6 @@ def test_append_inside_recover_is_refused(implementation: ModuleType) -> None:
     assert inner == [False]
     assert ring.ring.refused()[Refused.REENTRANT] == 1
     assert ring.ring.refused()[Refused.BUDGET] == 1
-
-
-def test_another_thread_waits_for_the_claim(implementation: ModuleType) -> None:
-    """Finding 4: threads that append while one of them claims the lane wait for that, and are not refused."""
-    claiming, go_on = threading.Event(), threading.Event()
-    started: list[int] = []
-    lanes: list[Lane] = []
-
-    def recover() -> bool:
-        claiming.set()
-        assert go_on.wait(60)
-        lanes.append(Lane(ring.layout, 64))
-        ring.attach(lanes[-1])
-        return True
-
-    def append() -> bool:
-        started.append(1)
-        return ring.append(*ROW)
-
-    ring = RingUnderTest(implementation, recover=recover)
-    ring.ring.detach()
-    with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(append)
-        assert claiming.wait(60)
-        others = [pool.submit(append) for _ in range(7)]
-        while len(started) < 8:
-            time.sleep(0.001)
-        go_on.set()
-        assert all(each.result() for each in (first, *others))
-    assert (len(lanes), lanes[0].head) == (1, 8)
-    assert ring.ring.refused() == refusals()
 
 
 def test_counts_outlive_the_lane(ring: RingUnderTest) -> None:

@@ -6,15 +6,17 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
 import pytest
-from ring_memory import RINGS, RingUnderTest, module, plain
+from ring_memory import RINGS, Lane, RingUnderTest, module, plain, refusals
 
 from ringlog.layout import TAIL_OFFSET, BoardReason, Refused
 
 STAMP = 1_767_225_600_000_000
+ROW = ("sol", "left", "text", '{"a":1}', 1.5, 0.25, 7, 95, True)
 
 
 @pytest.fixture(params=RINGS)
@@ -137,3 +139,34 @@ def test_another_thread_leaves_and_comes_back(implementation: ModuleType) -> Non
         accepted += ring.append("s", "left", None, None, 1.0)
     thread.join()
     assert lane.head == accepted
+
+
+def test_another_thread_waits_for_the_claim(implementation: ModuleType) -> None:
+    """Finding 4: threads that append while one of them claims the lane wait for that, and are not refused."""
+    claiming, go_on = threading.Event(), threading.Event()
+    started: list[int] = []
+    lanes: list[Lane] = []
+
+    def recover() -> bool:
+        claiming.set()
+        assert go_on.wait(60)
+        lanes.append(Lane(ring.layout, 64))
+        ring.attach(lanes[-1])
+        return True
+
+    def append() -> bool:
+        started.append(1)
+        return ring.append(*ROW)
+
+    ring = RingUnderTest(implementation, recover=recover)
+    ring.ring.detach()
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(append)
+        assert claiming.wait(60)
+        others = [pool.submit(append) for _ in range(7)]
+        while len(started) < 8:
+            time.sleep(0.001)
+        go_on.set()
+        assert all(each.result() for each in (first, *others))
+    assert (len(lanes), lanes[0].head) == (1, 8)
+    assert ring.ring.refused() == refusals()
