@@ -35,6 +35,8 @@ from ringlog.records.declaration import FIELDS_MAX, IDENTIFIER, SLOT_BYTES_MAX, 
 from ringlog.records.fields import INT64_MAX, INT64_MIN, TEXT_WIDTH_BYTES_MAX
 from ringlog.ring import load
 
+HEAD_MAX = 1 << 48  # ten million records a second would take most of a year
+
 
 class Copied(NamedTuple):
     """Records as they were when they were published: whole, in order, `rows` of them from `first_seq` on.
@@ -68,17 +70,20 @@ class LaneView:
         self._check_head()
 
     def _check_head(self) -> None:
-        """A head that no slot speaks for is garbage, however well it fits the tail."""
+        """A head is garbage, however well it fits the tail, where no slot speaks for it and one for another head.
+
+        Where all slots are garbage they say nothing, and are kept as corrupt ones: unless there cannot be so many.
+        """
         head, _ = self.cursors()
         last = (head - 1) % self.capacity * self.layout.slot_bytes
         if head == 0 or head <= load(self._slots, last) + 1 <= head + self.capacity:
             return
         seqs = self._seqs(self._slots)
-        own = seqs % np.uint64(self.capacity) == np.arange(self.capacity, dtype=np.uint64)
-        if not (own & (seqs >= max(head - self.capacity, 0)) & (seqs < head)).any():  # else that slot alone is damaged
-            raise SegmentRefused(
-                f"segment {self.name}: got head {head}, wanted at least one slot below it to be written"
-            )
+        sound = (seqs % np.uint64(self.capacity) == np.arange(self.capacity, dtype=np.uint64)) & (seqs < HEAD_MAX)
+        # The next record may be half written.
+        speaks = sound & (seqs >= max(head - self.capacity, 0)) & (seqs <= head)
+        if not speaks.any() and (sound.any() or head > HEAD_MAX):
+            raise SegmentRefused(f"segment {self.name}: got head {head}, wanted one below which a slot is written")
 
     def cursors(self) -> tuple[int, int]:
         """Head and tail. Raises SegmentRefused where they cannot belong together: somebody wrote into the segment."""

@@ -189,7 +189,7 @@ class Simulation:
         return record, Producer([record], settings=self.settings, lane_bytes={record: size})
 
     def _reuse_seq(self, appender: Any) -> None:
-        lane, board = appender._lane, appender._owner.open_board(1.0)
+        lane, board = appender._lane, appender._owner.open_board(1.0, 1.0)
         store(lane.memory, HEAD_OFFSET, appender.accepted - 1)
         words = (*lane.words, BOARD_REFUSE_OFFSET)
         appender._ring.attach(lane.memory, board.memory, lane.slots_offset, lane.capacity, words)
@@ -237,6 +237,7 @@ class Simulation:
         appender = producer.appender(Tick)
         lane: Any = appender._lane
         lane.memory[:8] = bytes(8)
+        self.instance.card_path(lane.card.lane).rename(self.instance.claim_path(lane.card.lane))
         appender._ring.detach()
         lane.forget()
 

@@ -41,6 +41,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def monotonic_ns(self) -> int:
+        return int(self.now * 1e9)
+
     def time_ns(self) -> int:
         return 1_700_000_000_000_000_000 + int(self.now * 1e9)
 
@@ -196,7 +199,7 @@ class World:
         """Puts this world in the place of clocks, random numbers, threads and boots."""
         numbers = SimpleNamespace(randbits=self.rng.getrandbits)
         sizes = {"file_bytes_max": SPOOL_FILE_BYTES_MAX, "reserve_bytes": self._reserve_bytes}
-        process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0))
+        process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0), num_fds=lambda: 0)
         places: list[tuple[Any, dict[str, Any]]] = [
             (
                 delivery,
