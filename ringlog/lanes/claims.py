@@ -40,9 +40,10 @@ from ringlog.settings import Settings
 SLOTS_WANTED = 16_384
 SLOTS_MIN = 64
 LANE_DIGITS = 16  # of a lane in the names of its files
-# A claim takes at most this part of what is left of the budget, while half of the budget is left, and less below that:
-# late claimers get smaller lanes rather than none.
+# A claim takes at most this part of what is left of the budget, while this part of the budget is left, and less below
+# that: late claimers get smaller lanes rather than none.
 SHARE_OF_REST = 4
+PLENTY_OF_BUDGET = 0.4
 # What is left when no claim counts on lanes that will be given back soon: with it, hundreds of small lanes can be had.
 RESERVE_OF_BUDGET = 8
 RETURNING_LANES_MAX = 20
@@ -261,7 +262,7 @@ def _returning_bytes(instance: Instance, layout: RecordLayout) -> int:
 
 def _share(rest_bytes: int, budget_bytes: int) -> int:
     """How much of the rest one lane may have. It falls faster than the rest: a few are large, and hundreds fit."""
-    scarcity = min(1.0, max(rest_bytes, 0) / (budget_bytes / 2))
+    scarcity = min(1.0, max(rest_bytes, 0) / (budget_bytes * PLENTY_OF_BUDGET))
     return int(rest_bytes / SHARE_OF_REST * scarcity**3)
 
 

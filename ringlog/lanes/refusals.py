@@ -30,6 +30,16 @@ PAUSE_SECONDS_MAX = 1.0
 LOG_INTERVAL_SECONDS = 10.0
 
 _random = secrets.SystemRandom()
+# Counted rather than asked of the system: a refusal makes no system call.
+_forks = 0
+
+
+def _after_fork_in_child() -> None:
+    global _forks  # noqa: PLW0603 (of the whole process)
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def reason_of(error: BaseException, handled: BaseException | None = None) -> Refused:
@@ -58,10 +68,11 @@ def _causes(error: BaseException | None, handled: BaseException | None) -> Itera
 class ClaimPauses:
     """Of one appender: whether it may try to claim now, and what its appends say until it may."""
 
-    _busy_pid = 0  # of all appenders of a process: once one has waited for nothing, the others do not wait as long
+    # Of all appenders of a process: once one has waited for nothing, the others do not wait as long.
+    _busy_since_fork = -1
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        self._made_at_fork = _forks
         self._reason: Refused | None = None
         self._not_before = 0.0
         self._pause = 0.0
@@ -70,14 +81,14 @@ class ClaimPauses:
     @property
     def reason(self) -> Refused | None:
         """Why an append is refused now without a try; None where it may try."""
-        if self._pid != os.getpid():
+        if self._made_at_fork != _forks:
             self.__init__()  # type: ignore[misc]  # a forked child has failed at nothing yet
         return self._reason if time.monotonic() < self._not_before else None
 
     @property
     def still_seconds(self) -> float:
         """How long a try may wait while no claim of others ends."""
-        return STILL_AGAIN_SECONDS if ClaimPauses._busy_pid == os.getpid() else STILL_SECONDS
+        return STILL_AGAIN_SECONDS if ClaimPauses._busy_since_fork == _forks else STILL_SECONDS
 
     def failed(self, error: Exception, what: str, handled: BaseException | None) -> Refused:
         """After a try that raised: the reason, logged where it is new, and a pause before the next try."""
@@ -85,7 +96,7 @@ class ClaimPauses:
         if reason is Refused.REENTRANT:
             return reason  # says nothing of the next append
         if reason is Refused.CLAIM_BUSY:
-            ClaimPauses._busy_pid = os.getpid()
+            ClaimPauses._busy_since_fork = _forks
         now = time.monotonic()
         if reason is not self._reason or now >= self._log_at:
             self._log_at = now + LOG_INTERVAL_SECONDS
@@ -101,4 +112,4 @@ class ClaimPauses:
         """After a try that gave a lane."""
         self._reason = None
         self._not_before = 0.0
-        ClaimPauses._busy_pid = 0
+        ClaimPauses._busy_since_fork = -1

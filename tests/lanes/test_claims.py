@@ -116,7 +116,7 @@ def test_the_budget_is_kept(instance: Instance) -> None:
     [
         pytest.param((Trade,), [16_384] * 4, id="trades"),
         pytest.param((Trade, LatencySample), [16_384] * 4, id="trades and latencies"),
-        pytest.param(PLATFORM_RECORDS, [16_384, 16_384, 4_096, 1_024], id="all record types"),
+        pytest.param(PLATFORM_RECORDS, [16_384, 16_384, 4_096, 2_048], id="all record types"),
     ],
 )
 def test_what_the_lanes_of_four_producers_hold(
