@@ -82,7 +82,7 @@ def memory(questdb: QuestDBServer, producers: int, seconds: float) -> dict[str, 
 
 
 def run(tiny: bool = False, running: QuestDBServer | None = None) -> Result:
-    found = demo(*((1, 0.5) if tiny else (4, 30.0)))
+    found = demo(*((1, 2.0) if tiny else (4, 30.0)))
     with server(running) as questdb:
         written = writes(questdb, 5 if tiny else 300)
         taken = memory(questdb, *((1, 0.2) if tiny else (MEMORY_PRODUCERS, 15.0)))

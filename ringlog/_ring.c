@@ -59,7 +59,7 @@ enum outcome { WRITTEN, COERCE, OFF_CLOCK, SHUT, REFUSED, FAILED };
 
 #define FIELDS_MAX 64
 #define RECOVER_WAIT_MS 12000
-#define REASONS_MAX 64 /* words that a segment has room for */
+#define REASONS_MAX 63 /* words that a segment has room for: layout.REASONS_MAX */
 #define NULL_LENGTH 0xFFFF
 #define TEXT_WIDTH_MAX 32768
 #define SLOT_BYTES_MAX (1 << 20)

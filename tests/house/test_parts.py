@@ -57,7 +57,11 @@ def committed(project: Path) -> None:
 @contextlib.contextmanager
 def started(project: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A run of the project's tests, without the plugins that this suite has and that one does not need; its output."""
-    command = [sys.executable, "-u", "-m", "pytest", "-v", "-p", "no:cacheprovider", *arguments]
+    # Who runs the suite in the background may have ignored SIGINT, and a child inherits that.
+    begin = (
+        "import pytest, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(pytest.main())"
+    )
+    command = [sys.executable, "-u", "-c", begin, "-v", "-p", "no:cacheprovider", *arguments]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     out = project / "out.txt"
     with (

@@ -109,6 +109,8 @@ def test_no_secret_shows_wherever_things_fail(
         try:
             board = open_board(producer.instance)
             eventually(lambda: b'"spooled":1' in board.read_status(), "the record to be spooled")
+            # A writer puts records away before its sink is there: only then is the server asked, and away.
+            eventually(lambda: b"failures=1" in log.read_bytes(), "the server to be asked")
             assert shows(Path(f"/proc/{writer.pid}/cmdline").read_bytes() if sys.platform == "linux" else b"") == []
             shared = [attach_segment(card.segment) for card in cards(producer.instance)]
             assert [shows(bytes(each.memory)) for each in (*shared, board.segment)] == [[]] * (len(shared) + 1)
