@@ -17,6 +17,7 @@ from ringlog.errors import ConfigurationError, LaneError, SpoolError
 from ringlog.lanes.claims import cards, unfinished
 from ringlog.lanes.instance import Instance, boot_id, check_private
 from ringlog.lanes.segments import SHM, SegmentBlank
+from ringlog.layout import Refused
 from ringlog.ledger import Term, read_accounts
 from ringlog.monitor.accounting import records
 from ringlog.monitor.finding import Finding
@@ -173,6 +174,21 @@ def _instance(settings: Settings) -> Iterator[Finding]:
         yield Finding("disks", "warn", text, "set RINGLOG_SPOOL_DIR to a directory on disk")
 
 
+# Not `closed`, which is what a caller wanted. The README has what an executor does.
+_AFTER_REFUSING = {
+    Refused.FULL: "raise RINGLOG_LANE_BYTES_MAX, or see why the writer was behind",
+    Refused.BOARD: "see the board's and the disks' findings: accepting resumes by itself",
+    Refused.BUDGET: "use fewer producers, or raise RINGLOG_LANE_BYTES_MAX",
+    Refused.REENTRANT: "append elsewhere than in a signal handler or `__del__`, or claim lanes with `open()`",
+    Refused.CLOCK: "set this machine's clock: accepting resumes by itself",
+    Refused.INVALID: "fix the caller: its log says which field got what",
+    Refused.CLAIM_BUSY: "claim lanes with `open()` before the first append; is another process of this user stopped?",
+    Refused.DESCRIPTORS: "raise the producer's limit (ulimit -n): a lane costs its producer a descriptor",
+    Refused.SHARED_MEMORY: "enlarge /dev/shm, or the limit on the producer's address space",
+    Refused.UNUSABLE: "see the producer's log, which names the directory or file, and why",
+}
+
+
 def _lanes(snapshot: Snapshot) -> Iterator[Finding]:
     for lane in snapshot.lanes:
         name = f"lane {lane.lane} of {lane.record}, pid {lane.pid}"
@@ -183,9 +199,10 @@ def _lanes(snapshot: Snapshot) -> Iterator[Finding]:
         elif lane.owner in ("dead", "adopted") and snapshot.writer.state not in ("starting", "running"):
             fix = "start `ringlog writer`: it drains and removes the lane"
             yield Finding("lanes", "fail", f"{name}: {lane.owner}, {lane.waiting} records wait in it", fix)
-        elif lane.refused.get("full"):
-            fix = "raise RINGLOG_LANE_BYTES_MAX, or see why the writer was behind"
-            yield Finding("lanes", "warn", f"{name}: refused {lane.refused['full']} appends, being full", fix)
+        for reason, fix in _AFTER_REFUSING.items():
+            if count := lane.refused.get(reason.name.lower()):
+                text = f"{name}: refused {count} appends so far as {reason.name.lower()}"
+                yield Finding("lanes", "warn", text, fix)
 
 
 def _owner(path: Path) -> str:

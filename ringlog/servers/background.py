@@ -28,7 +28,7 @@ KINDS: dict[str, type[EmbeddedServer]] = {
 
 
 class BackgroundServer(msgspec.Struct):
-    """One server in `servers.json`; `started` is its process's start in seconds since the epoch."""
+    """One server in `servers.json`; `started` is what `started_at` says of its process."""
 
     kind: str
     pid: int

@@ -113,15 +113,15 @@ class EmbeddedServer:
 
     @property
     def started(self) -> float | None:
-        """When the process started, in seconds since the epoch: with its id, it names the process for good."""
-        return float(self._process.create_time()) if self._process is not None else None
+        """When the process started (see `started_at`): with its id, it names the process for good."""
+        return started_at(self._process) if self._process is not None else None
 
     def attach(self, pid: int, started: float) -> None:
         """Takes over a server that another process started detached; it may have died since."""
         self._load_state()
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
-            if abs(process.create_time() - started) < SAME_START_S:
+            if abs(started_at(process) - started) < SAME_START_S:
                 self._process = process
 
     @property
@@ -330,6 +330,22 @@ class EmbeddedServer:
             text = self.log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
             return f"{self.log_path} ends with\n{text}"
         return "it left no log"
+
+
+def started_at(process: psutil.Process) -> float:
+    """When a process started, in seconds: on Linux since the machine's start, elsewhere since the epoch.
+
+    Linux knows only the former. Its start of the machine since the epoch moves with each step of the clock, and a
+    server that runs would be taken for another. Raises psutil.NoSuchProcess.
+    """
+    if sys.platform != "linux":
+        return float(process.create_time())
+    try:
+        # Field 22; the name before it is in brackets, and may hold some itself.
+        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        raise psutil.NoSuchProcess(process.pid) from None
+    return int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def lives(process: psutil.Process) -> bool:

@@ -14,7 +14,7 @@ from lane_samples import Sample, child, eventually
 from psycopg import sql
 from writer_thread import writing
 
-from ringlog import libpq
+from ringlog import Producer, libpq
 from ringlog.cli import ringlog
 from ringlog.lanes.claims import cards, open_board
 from ringlog.lanes.instance import Instance
@@ -81,6 +81,23 @@ def test_what_is_wrong_is_named(settings: Settings) -> None:
     assert "0755" in texts["directories"]
     assert "dead" in texts["lanes"]
     assert any("DEDUP" in finding.text for finding in found if finding.check == "tables")
+
+
+def test_what_a_lane_refused_is_named(lane_settings: Settings) -> None:
+    """Finding 11: records that were refused and never will be stored are a finding, each reason with what to do."""
+    with Producer([Sample], settings=lane_settings, on_invalid="refuse") as producer:
+        appender = producer.appender(Sample)
+        assert not appender.append("no number", "")
+        while appender.append(1, ""):
+            pass
+        found = {each.text: each for each in diagnosed(lane_settings, [], {}) if " refused " in each.text}
+    assert len(found) == 2, found
+    full, invalid = sorted(found)
+    assert full.endswith("refused 1 appends so far as full")
+    assert invalid.endswith("refused 1 appends so far as invalid")
+    assert {found[full].level, found[invalid].level} == {"warn"}
+    assert "RINGLOG_LANE_BYTES_MAX" in found[full].fix
+    assert "the caller" in found[invalid].fix
 
 
 def test_a_view_that_is_no_longer_refreshed_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

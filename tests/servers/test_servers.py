@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import socket
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from lane_samples import eventually
 from ringlog.errors import RinglogError, ServerError
 from ringlog.questdb.connection import Connection
 from ringlog.servers import EmbeddedServer, PostgresServer, QuestDBServer, ValkeyServer
+from ringlog.servers.embedded import started_at
 from ringlog.settings import Settings
 
 
@@ -241,3 +243,18 @@ def test_postgres_keeps_its_shared_memory_in_its_data_directory() -> None:
     """What a killed server leaves goes with its directory: a segment in /dev/shm would stay until the next boot."""
     with PostgresServer() as server:
         assert [*server.data_dir.rglob("pg_dynshmem/mmap.*")]
+
+
+def test_a_start_is_told_in_a_time_that_no_step_of_the_clock_moves() -> None:
+    """Linux knows the start of a process since the machine's own; since the epoch, it would move with the clock.
+
+    A command that took a server of another start for its own would end a stranger; the reverse would leak a server.
+    """
+    with ValkeyServer() as server:
+        assert server.started is not None
+        if sys.platform == "linux":
+            assert started_at(psutil.Process()) <= server.started <= time.clock_gettime(time.CLOCK_BOOTTIME)
+        for start, is_it in ((server.started, True), (server.started + 60, False)):
+            other = ValkeyServer(server.data_dir)
+            other.attach(int(server.pid or 0), start)
+            assert other.running == is_it
