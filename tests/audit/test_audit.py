@@ -81,12 +81,12 @@ def test_balanced_at_every_moment(path: WholePath) -> None:
         with child(path.settings, produce(path.logs, 2, rest_seconds=0.001)) as second:
             assert second.line() == "go"
             eventually(lambda: path.stored() > 500, "rows")
-            reports += [path.proof() for _ in range(10)]
+            reports += [path.proof() for _ in range(5)]
             second.kill()
         path.end_writer(9)
-        reports += [path.proof() for _ in range(5)]
+        reports += [path.proof() for _ in range(3)]
         path.start_writer()
-        reports += [path.proof() for _ in range(10)]
+        reports += [path.proof() for _ in range(5)]
         first.kill()
     status, report = audit_command(path)
     assert status == 0, report

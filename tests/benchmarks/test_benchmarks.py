@@ -26,7 +26,8 @@ from ringlog.questdb.results import Result as QueryResult
 from ringlog.servers import QuestDBServer
 from ringlog.servers.questdb import VERSION
 
-LONG = ("spool_replay", "restart", "growth", "interference")  # many processes, one after another
+# Many processes or waits, one after another.
+LONG = ("freshness", "startup", "onlookers", "replay", "outage", "spool_replay", "restart", "growth", "interference")
 WITHOUT_BARS = ("stages",)  # says where time goes
 
 

@@ -23,6 +23,7 @@ MODES = ("as its users run it", "drained every 100 ms")
 main = importlib.import_module("bench.peers.__main__")
 
 
+@pytest.mark.slow
 def test_rings_run() -> None:
     """The comparison runs and counts every record that the rings among the peers carried, in both modes; what was
     reached of a pace stands beside what it cost."""

@@ -92,6 +92,7 @@ def value(result: Result, name: str) -> Figure:
     return next(figure for figure in result.figures if figure.name == name)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_ctrl_c_ends_a_soak_with_its_report(tmp_path: Path) -> None:
     """Ctrl-C in the middle: the samples, the plot and a report in which each record accepted was stored and

@@ -66,6 +66,7 @@ def test_a_generated_market_is_stored_exactly_once(tmp_path: Path) -> None:
     assert segments_of(kept / "run") == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # a session is many processes, which may have to share the machine
 def test_a_generated_session_says_so(tmp_path: Path) -> None:
     """The session without a recording is stored exactly once too, and its report and page say that it was generated."""
@@ -152,6 +153,7 @@ def read_back(printed: str) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_terminated_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     """SIGTERM in the middle of trading ends every process and removes every segment; finding 26: the object is printed,

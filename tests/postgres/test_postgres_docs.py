@@ -39,6 +39,7 @@ def test_the_page_names_every_table_and_every_known_extension() -> None:
         assert f"`{name}`" in PAGE, name
 
 
+@pytest.mark.slow
 def test_the_benchmark_still_runs() -> None:
     """A tiny run of `python -m bench.postgres` goes through every case, without an error, and names its bars."""
     command = (sys.executable, "-m", "bench.postgres", "--tiny", "--json")

@@ -23,7 +23,7 @@ from ringlog.questdb.results import Continuation
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
-TIMEOUT_MS = 400
+TIMEOUT_MS = 200
 # The criterion is 0.5 s more than the time-out; a machine that is busy needs more. Without a limit of the product's own
 # a call here would take the 30 s of the settings, or for ever.
 LATE_S = 10.0

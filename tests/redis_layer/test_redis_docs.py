@@ -91,6 +91,7 @@ def overtaken(connection: Connection, raw: redis.Redis) -> None:
     assert [gap.entries for gap in reader.read().gaps] == [6]
 
 
+@pytest.mark.slow
 async def test_the_benchmark_still_runs() -> None:
     """A tiny run of `python -m bench.redis_layer` goes through every case and says which bars it met."""
     command = (sys.executable, "-m", "bench.redis_layer", "--tiny", "--json")
