@@ -14,18 +14,42 @@ from ringlog.cli import FAILED
 from ringlog.cli.output import say, say_json
 from ringlog.dead_letters import DeadLetter, DeadLetters
 from ringlog.disk import Directory
-from ringlog.records import RecordLayout
+from ringlog.lanes.instance import boot_id
+from ringlog.naming import nearest
+from ringlog.records import PLATFORM_RECORDS, RecordLayout
 from ringlog.settings import Settings
 from ringlog.spans import SeqSet, Span
 
 DIRECTORY_NAME = "dead_letters"
 
 
+def _check_table(context: click.Context, _: click.Parameter, table: str | None) -> str | None:
+    """Refuses a name that is most likely a mistyped one: "0 dead letters" would read as if all were well."""
+    if table is None:
+        return None
+    from ringlog.ledger import read_accounts
+
+    path = Settings.from_environment(runtime_dir=context.params["runtime_dir"]).spool_path
+    known = {record.__table__ for record in PLATFORM_RECORDS}
+    if path.exists():
+        directory = Directory.open(path)
+        try:
+            accounts = read_accounts(directory, boot_id())
+            known |= {account.table for account in accounts.lanes.values()} | set(accounts.retired)
+        finally:
+            directory.close()
+    meant = nearest(table, known, near=0.8)
+    if table not in known and meant is not None:
+        raise click.BadParameter(f"got {table!r}, of which there was no record, did you mean {meant}?")
+    return table
+
+
 def selection(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which letters."""
     options = [
-        click.option("--runtime-dir", help="The instance's runtime directory (RINGLOG_RUNTIME_DIR)."),
-        click.option("--table", help="Only this table's."),
+        # Read first: which tables there are is the instance's.
+        click.option("--runtime-dir", is_eager=True, help="The instance's runtime directory (RINGLOG_RUNTIME_DIR)."),
+        click.option("--table", callback=_check_table, help="Only this table's."),
         click.option("--lane", help="Only this lane's, in hexadecimal as the logs and `list` show it."),
         click.option("--seq", type=click.IntRange(0), help="Only this record of the lane."),
     ]
@@ -201,7 +225,6 @@ def _without_letters(
     directory: Directory, store: DeadLetters, table: str | None, lane: int | None, seq: int | None
 ) -> Iterator[tuple[str, int, int]]:
     """Table, lane and seq of records that the ledger has as dead letters, whose files somebody removed."""
-    from ringlog.lanes.instance import boot_id
     from ringlog.ledger import Term, read_accounts
 
     there: dict[int, SeqSet] = {}

@@ -168,6 +168,9 @@ def test_finding_23_a_server_that_is_away_is_one_line_with_the_next_step(call: s
         ("tap latency_sample", "LatencySample"),
         ("tap trades --where mod=paper", "mode"),
         ("replay /dev/null --record trade", "Trade"),
+        ("dead-letters list --table trade", "trades"),
+        ("dead-letters discard --table mev-metrics", "mev_metrics"),
+        ("quarantine list --table tradse", "trades"),
         ("migrate --record ringlog.records:Trad", "Trade"),
     ],
 )
