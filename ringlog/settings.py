@@ -132,6 +132,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     postgres_tls_roots: str = ""  # a file of trusted authorities; empty: the machine's
     postgres_pool_size_max: int = 20
     postgres_timeout_ms: int = 5_000
+    postgres_prepare_threshold: int = 5  # executions after which a statement is prepared; 0: never
     postgres_retry_timeout_ms: int = 10_000  # how long a call is tried again while PostgreSQL is away; 0: not at all
 
     # Redis

@@ -3,7 +3,7 @@
 from ringlog.postgres.extensions import Extension
 from ringlog.postgres.nodes import AsyncNodes, Choice, Node, NodeHealth, Nodes
 from ringlog.postgres.orders import AsyncOrders, Orders
-from ringlog.postgres.pools import AsyncPool, Pool
+from ringlog.postgres.pools import AsyncPool, Pool, Statement, operation, transaction
 from ringlog.postgres.rules import Evaluation, OrderRule, evaluate
 from ringlog.postgres.tokens import AsyncTokens, Token, Tokens
 from ringlog.postgres.traders import AsyncTraderConfigs, Limits, MevProtection, TraderConfig, TraderConfigs
@@ -30,6 +30,7 @@ __all__ = [
     "OrderRule",
     "Orders",
     "Pool",
+    "Statement",
     "Token",
     "Tokens",
     "TraderConfig",
@@ -37,4 +38,6 @@ __all__ = [
     "TransferFee",
     "TransferFeeConfig",
     "evaluate",
+    "operation",
+    "transaction",
 ]

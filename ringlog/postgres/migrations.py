@@ -20,10 +20,10 @@ from alembic.script.base import Script
 from alembic.script.revision import RevisionMap
 from psycopg import sql
 
-from ringlog import libpq
-from ringlog.errors import SchemaMismatch
+from ringlog.errors import SchemaMismatch, ServerRefused
 from ringlog.migration import Migration
-from ringlog.postgres.pools import attempts, connection_options, translated
+from ringlog.postgres.pools import attempts, configured_connection, translated
+from ringlog.postgres.sessions import Connection
 from ringlog.settings import Settings
 
 # Any fixed number: it only has to be the same in every ringlog that migrates this database.
@@ -31,6 +31,7 @@ LOCK = 0x72696E676C6F67
 LOCK_TIMEOUT_MS = 60_000
 STATEMENT_TIMEOUT_MS = 600_000
 
+_NO_RIGHT = "42501"
 _CREATE = re.compile(r"^create (?:unique )?(table|index|function|trigger) (\w+)", re.MULTILINE)
 _CATALOGUE = """
     select 'table', relname from pg_class where relkind = 'r' and relnamespace = current_schema::regnamespace
@@ -64,7 +65,7 @@ def _migrated(settings: Settings, texts: dict[str, str], check: bool) -> list[Mi
     migrations = {name: Migration("postgres", name) for name in texts}
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://",  # the creator knows the way: no password is ever part of a URL
-        creator=lambda: libpq.Connection.connect(**{**connection_options(settings), "autocommit": False}),
+        creator=lambda: _connected(settings),
         poolclass=sqlalchemy.pool.NullPool,
     )
     try:
@@ -76,11 +77,24 @@ def _migrated(settings: Settings, texts: dict[str, str], check: bool) -> list[Mi
         if not isinstance(error.orig, psycopg.Error):
             raise
         failed = translated(settings, error.orig)
+        if error.orig.sqlstate == _NO_RIGHT:
+            role, database = settings.postgres_user, settings.postgres_database
+            failed = ServerRefused(
+                f"{failed}: wanted a role that may create tables: as its owner, run "
+                f'`grant create on schema public to "{role}"` in database {database!r}'
+            )
     else:
         return list(migrations.values())
     finally:
         engine.dispose()
     raise failed
+
+
+def _connected(settings: Settings) -> Connection:
+    connection = configured_connection(settings)
+    connection.answer_timeout_s = None  # the server's own limits hold: those of a migration are longer
+    connection.autocommit = False
+    return connection
 
 
 def _apply_next(engine: sqlalchemy.Engine, texts: dict[str, str]) -> str | None:
@@ -119,10 +133,15 @@ def _upgrade(connection: sqlalchemy.Connection, text: str) -> Any:
 
 
 def _missing(connection: sqlalchemy.Connection, texts: dict[str, str]) -> list[str]:
-    head = MigrationContext.configure(connection).get_current_revision()
+    heads = MigrationContext.configure(connection).get_current_heads()
     names = list(texts)
-    if head is not None and head not in texts:
-        raise SchemaMismatch(f"PostgreSQL: got revision {head!r}, wanted one up to {names[-1]!r}: upgrade ringlog")
+    if not set(heads) <= set(names) or len(heads) > 1:
+        raise SchemaMismatch(
+            f"PostgreSQL: table alembic_version: got revision {', '.join(map(repr, heads))}, wanted one of ringlog's, "
+            f"up to {names[-1]!r}: where another program keeps its revision there, give ringlog a database of its own "
+            "(RINGLOG_POSTGRES_DATABASE); where a newer ringlog was here, upgrade this one"
+        )
+    head = heads[0] if heads else None
     return names if head is None else names[names.index(head) + 1 :]
 
 

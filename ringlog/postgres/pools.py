@@ -13,14 +13,11 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
-import msgspec
 import psycopg
-import psycopg.types.json
-import psycopg.types.string
 import stamina
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from ringlog import libpq, pooling
+from ringlog import pooling
 from ringlog.errors import (
     PostgresValueError,
     RinglogError,
@@ -29,7 +26,8 @@ from ringlog.errors import (
     ServerUnavailable,
     one_line,
 )
-from ringlog.settings import Secret, Settings
+from ringlog.postgres.sessions import POOL_NAME, AsyncConnection, Connection, configure, configure_async
+from ringlog.settings import Settings
 from ringlog.transport import is_encrypted, is_local, untrusted
 
 T = TypeVar("T")
@@ -39,8 +37,6 @@ POOL_SIZE_MIN = 4
 # The pool gives a reconnection up after this long, and `reconnect_failed` starts the next one at once: about two tries
 # a second. With the default of 300 s its growing backoff would keep callers waiting for long after the server is back.
 RECONNECT_TIMEOUT_S = 1.0
-# How much longer the client waits than the server is told to work: only a server that stopped answering gets there.
-ANSWER_GRACE_S = 1.0
 CONNECT_TIMEOUT_S = 2
 
 # Connection trouble, resources, operator intervention, serialization and deadlock, lock timeout, a standby.
@@ -48,7 +44,17 @@ _TRANSIENT_CLASSES = ("08", "53", "57", "40")
 _TRANSIENT_STATES = ("55P03", "25006")
 _SCHEMA_STATES = ("42P01", "42703", "42883", "3F000")
 _VALUE_CLASSES = ("22", "23")
-_LOGIN_WORDS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+_LOGIN_WORDS = (
+    "authentication failed",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "no password supplied",
+    "is not permitted to log in",
+    "permission denied for database",
+    "unsupported startup parameter",  # this one and those below are PgBouncer's
+    "no such database",
+    "no such user",
+)
 
 
 class Statement(NamedTuple):
@@ -89,27 +95,9 @@ def transaction(function: Callable[P, Steps[T]]) -> Callable[P, Operation[T]]:
     return made
 
 
-class SecretDumper(psycopg.types.string.StrDumper):
-    """A Secret travels as the text that it is: so a statement's parameters show none."""
-
-    def dump(self, obj: Any) -> Any:
-        return super().dump(obj.reveal())
-
-
-class _Connection(libpq.Connection):
-    """A connection that does not wait for ever on a server that stopped answering."""
-
-    answer_timeout_s: float | None = None
-
-    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        return super().wait(gen, interval, self.answer_timeout_s if timeout is None else timeout)
-
-
-class _AsyncConnection(libpq.AsyncConnection):
-    answer_timeout_s: float | None = None
-
-    async def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        return await super().wait(gen, interval, self.answer_timeout_s if timeout is None else timeout)
+@operation
+def _single(sql: str, parameters: Sequence[Any]) -> Steps[Rows]:
+    return (yield Statement(sql, parameters))
 
 
 class Pool:
@@ -123,9 +111,11 @@ class Pool:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._check = threading.Lock()
+        self._proving = threading.Lock()
+        self._proven = False
         self._pool = pooling.Pool(
-            connection_class=_Connection,
-            configure=functools.partial(_configure, settings),
+            connection_class=Connection,
+            configure=functools.partial(configure, settings),
             reconnect_failed=pooling.Pool.check,  # a pool without any connection starts one
             **_pool_options(settings),
         )
@@ -154,9 +144,11 @@ class Pool:
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
         try:
+            self._prove()
             with self._pool.connection() as connection:
                 if wanted.transaction:
                     with connection.transaction():
+                        connection.limit()
                         return self._drive(connection, steps, statement)
                 return self._drive(connection, steps, statement)
         except psycopg.Error as error:
@@ -167,8 +159,7 @@ class Pool:
     def _drive(self, connection: Any, steps: Steps[T], statement: Statement) -> T:
         try:
             while True:
-                cursor = connection.execute(statement.sql, statement.parameters)
-                statement = steps.send(cursor.fetchall() if cursor.rownumber is not None else [])
+                statement = steps.send(connection.rows(statement))
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 
@@ -180,13 +171,30 @@ class Pool:
             finally:
                 self._check.release()
 
+    def _prove(self) -> None:
+        """One connection outside the pool, once: the pool would try a login that is refused until its time is up."""
+        if not self._proven and self._proving.acquire(blocking=False):
+            try:
+                configured_connection(self._settings).close()
+                self._proven = True
+            finally:
+                self._proving.release()
+
     def _reason(self, timeout: psycopg.Error) -> psycopg.Error:
         """Why no connection was to be had: the pool keeps its workers' errors to itself."""
         try:
-            with _Connection.connect(**connection_options(self._settings)):
+            with configured_connection(self._settings):
                 return timeout
         except psycopg.Error as error:
             return error
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
+        """The rows of one statement of yours, with `%s` for each of `parameters`.
+
+        Where an answer is lost it is executed again: make a write one that may be repeated (`on conflict do nothing`).
+        Raises as `run` does.
+        """
+        return self.run(_single(sql, parameters))
 
     def open(self) -> None:
         self._pool.open()
@@ -212,10 +220,10 @@ class AsyncPool:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._is_checking = False
+        self._is_checking = self._is_proving = self._is_proven = False
         self._pool = pooling.AsyncPool(
-            connection_class=_AsyncConnection,
-            configure=functools.partial(_configure_async, settings),
+            connection_class=AsyncConnection,
+            configure=functools.partial(configure_async, settings),
             reconnect_failed=pooling.AsyncPool.check,
             **_pool_options(settings),
         )
@@ -240,9 +248,11 @@ class AsyncPool:
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
         try:
+            await self._prove()
             async with self._pool.connection() as connection:
                 if wanted.transaction:
                     async with connection.transaction():
+                        await connection.limit()
                         return await self._drive(connection, steps, statement)
                 return await self._drive(connection, steps, statement)
         except psycopg.Error as error:
@@ -253,8 +263,7 @@ class AsyncPool:
     async def _drive(self, connection: Any, steps: Steps[T], statement: Statement) -> T:
         try:
             while True:
-                cursor = await connection.execute(statement.sql, statement.parameters)
-                statement = steps.send(await cursor.fetchall() if cursor.rownumber is not None else [])
+                statement = steps.send(await connection.rows(statement))
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 
@@ -266,12 +275,25 @@ class AsyncPool:
             finally:
                 self._is_checking = False
 
+    async def _prove(self) -> None:
+        if not self._is_proven and not self._is_proving:
+            self._is_proving = True
+            try:
+                await (await _configured_async(self._settings)).close()
+                self._is_proven = True
+            finally:
+                self._is_proving = False
+
     async def _reason(self, timeout: psycopg.Error) -> psycopg.Error:
         try:
-            async with await _AsyncConnection.connect(**connection_options(self._settings)):
+            async with await _configured_async(self._settings):
                 return timeout
         except psycopg.Error as error:
             return error
+
+    async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
+        """`Pool.execute`, awaited."""
+        return await self.run(_single(sql, parameters))
 
     async def open(self) -> None:
         await self._pool.open()
@@ -297,7 +319,6 @@ def connection_options(settings: Settings) -> dict[str, Any]:
 
     Raises ConfigurationError where a password would travel in the clear.
     """
-    timeout_ms = settings.postgres_timeout_ms
     return {
         "host": settings.postgres_host,
         "port": settings.postgres_port,
@@ -308,7 +329,8 @@ def connection_options(settings: Settings) -> dict[str, Any]:
         "connect_timeout": CONNECT_TIMEOUT_S,
         "application_name": "ringlog",
         "autocommit": True,
-        "options": f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout={2 * timeout_ms}",
+        "client_encoding": "UTF8",
+        "options": "",  # PgBouncer refuses any; without this, libpq would take the environment's PGOPTIONS
     }
 
 
@@ -324,7 +346,7 @@ def _pool_options(settings: Settings) -> dict[str, Any]:
     return {
         "kwargs": connection_options(settings),
         "open": False,
-        "name": f"{pooling.NAME_PREFIX}postgres",
+        "name": POOL_NAME,
         "min_size": min(POOL_SIZE_MIN, settings.postgres_pool_size_max),
         "max_size": settings.postgres_pool_size_max,
         "timeout": settings.postgres_timeout_ms / 1_000,
@@ -332,25 +354,27 @@ def _pool_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _configure(settings: Settings, connection: _Connection) -> None:
-    connection.answer_timeout_s = settings.postgres_timeout_ms / 1_000 + ANSWER_GRACE_S
-    connection.adapters.register_dumper(Secret, SecretDumper)
-    psycopg.types.json.set_json_loads(msgspec.json.decode, connection)
-
-
-async def _configure_async(settings: Settings, connection: _AsyncConnection) -> None:
-    connection.answer_timeout_s = settings.postgres_timeout_ms / 1_000 + ANSWER_GRACE_S
-    connection.adapters.register_dumper(Secret, SecretDumper)
-    psycopg.types.json.set_json_loads(msgspec.json.decode, connection)
-
-
-def configured_connection(settings: Settings) -> psycopg.Connection[tuple[Any, ...]]:
+def configured_connection(settings: Settings) -> Connection:
     """A connection outside any pool, bounded in time as those inside are.
 
     Raises psycopg's errors, and ConfigurationError as `connection_options` does.
     """
-    connection = _Connection.connect(**connection_options(settings))
-    _configure(settings, connection)
+    connection = Connection.connect(**connection_options(settings))
+    try:
+        configure(settings, connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def _configured_async(settings: Settings) -> AsyncConnection:
+    connection = await AsyncConnection.connect(**connection_options(settings))
+    try:
+        await configure_async(settings, connection)
+    except BaseException:
+        await connection.close()
+        raise
     return connection
 
 

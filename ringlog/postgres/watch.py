@@ -15,6 +15,7 @@ import psycopg
 from ringlog.errors import PostgresValueError, ServerUnavailable
 from ringlog.postgres.last_good import LastGoodFile
 from ringlog.postgres.pools import configured_connection, connection_options
+from ringlog.postgres.sessions import Connection
 from ringlog.postgres.traders import CHANNEL, COLUMNS, TraderConfig, config_of
 from ringlog.settings import Settings
 
@@ -36,7 +37,7 @@ class ConfigWatch:
     """Every trader's newest configuration, read in a thread of its own over one connection of its own.
 
     `current()` answers from memory at once, whatever the server does: after a NOTIFY, after a poll every
-    `poll_interval_s` (what `listen=False`, for a transaction pooler in between, relies on alone), or, while the server
+    `poll_interval_s` (the only way with `listen=False`, and through a pooler), or, while the server
     is away, with the last good version and `stale` set. That version is also kept in the runtime directory, for a
     start without a server. A version that does not fit (edited by hand) is logged, and the last good one stays.
     """
@@ -139,8 +140,10 @@ class ConfigWatch:
                 self._lost(error)
                 self._stopping.wait(RECONNECT_INTERVAL_S)
 
-    def _follow(self, connection: psycopg.Connection[Any]) -> None:
-        if self._listen:
+    def _follow(self, connection: Connection) -> None:
+        if self._listen and connection.limits:
+            log.warning("trader_configs=polled every_s=%s reason='a pooler in between: LISTEN'", self._poll_interval_s)
+        elif self._listen:
             connection.execute(f"listen {CHANNEL}")
         self._read(connection, None)  # after LISTEN: what changes from here on is notified
         polled_at = time.monotonic()
