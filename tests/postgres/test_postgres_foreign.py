@@ -33,6 +33,7 @@ from ringlog.postgres import (
     transaction,
 )
 from ringlog.postgres.migrations import migrate
+from ringlog.postgres.pools import Rows, Steps
 from ringlog.settings import Secret, Settings
 
 TOKEN = Token(address=USDC, symbol="USDC", decimals=6)
@@ -87,9 +88,8 @@ def through(empty_database: Settings, tmp_path: Path) -> Iterator[Settings]:
 
 
 @transaction
-def _limits() -> Iterator[Statement]:
-    rows = yield Statement("select current_setting('statement_timeout')")
-    return rows
+def _limits() -> Steps[Rows]:
+    return (yield Statement("select current_setting('statement_timeout')"))
 
 
 def test_finding_41_everything_works_through_pgbouncer_in_transaction_mode(through: Settings) -> None:
