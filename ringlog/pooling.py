@@ -13,29 +13,74 @@ import atexit
 import contextlib
 import logging
 import os
+import re
+import time
 import weakref
 from typing import Any
 
 import psycopg_pool
 
+from ringlog.errors import one_line
+
+logger = logging.getLogger(__name__)
+
 # How long closing waits for each of a pool's workers (a few). One that is connecting to a server that hangs ends by
 # itself, and keeps nothing waiting: it is a daemon thread, or a task of a loop.
 CLOSE_TIMEOUT_S = 0.05
 NAME_PREFIX = "ringlog-"
+NOTICE_INTERVAL_S = 10.0
+
+_OWN_NAME = re.compile(rf"(?<![\w-]){NAME_PREFIX}\w+")
 
 
-def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Drops what psycopg_pool says of our workers that were left to end by themselves, or cancelled with their loop."""
-    arguments = record.args if isinstance(record.args, tuple) else ()
-    if not arguments or not str(arguments[0]).startswith(NAME_PREFIX):
-        return True
-    is_cancelled = any(isinstance(argument, asyncio.CancelledError) for argument in arguments)
-    return not is_cancelled and "couldn't stop" not in str(record.msg)
+# By the class of their connections: a pool forgets a connection before it says that it is broken.
+_names: dict[type, str] = {}
 
 
-# What it says is in our errors too: it must not reach the terminal of a program that configured no logging.
-logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
-logging.getLogger("psycopg.pool").addFilter(_is_worth_logging)
+class _Notice(logging.Filter):
+    """Replaces what psycopg_pool logs about our pools: a line of ours instead, at most one every NOTICE_INTERVAL_S.
+
+    After a restart of the server it would be a line or two for each connection. Nothing is said of workers that were
+    left to end by themselves, or cancelled with their loop. Lines about other pools of the process pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_at: dict[str, float] = {}  # by pool, monotonic seconds
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        name = _pool_name(record.threadName or "", arguments)
+        if name is None:
+            return True
+        is_cancelled = any(isinstance(argument, asyncio.CancelledError) for argument in arguments)
+        if record.levelno >= logging.WARNING and not is_cancelled and "couldn't stop" not in str(record.msg):
+            self._say(name, record.getMessage())
+        return False
+
+    def _say(self, name: str, message: str) -> None:
+        now = time.monotonic()
+        if now - self._said_at.get(name, -NOTICE_INTERVAL_S) >= NOTICE_INTERVAL_S:
+            self._said_at[name] = now
+            logger.warning("pool=%s trouble=%r", name, one_line(message))
+
+
+def _pool_name(thread: str, arguments: tuple[object, ...]) -> str | None:
+    """The pool of ours that a line is about: by its arguments, or because one of its workers logs it."""
+    names = [_names[type(each)] for each in arguments if type(each) in _names]
+    texts = [str(each) for each in arguments if not isinstance(each, BaseException)]
+    with contextlib.suppress(RuntimeError):  # no event loop runs here
+        task = asyncio.current_task()
+        texts.append(task.get_name() if task else "")
+    found = (_OWN_NAME.search(text) for text in (*names, *texts, thread))
+    return next((match[0] for match in found if match), None)
+
+
+# What these say is in our errors too: it must not reach the terminal of a program that configured no logging.
+for _name in ("psycopg", "stamina"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+_notice = _Notice()
+logging.getLogger("psycopg.pool").addFilter(_notice)
 
 
 def closed_reason(error: psycopg_pool.PoolClosed) -> str:
@@ -50,6 +95,7 @@ class Pool(psycopg_pool.ConnectionPool[Any]):
     def __init__(self, **options: Any) -> None:
         self._options = options
         self._reopens = False
+        _names[options["connection_class"]] = options["name"]
         super().__init__(**options)
         _pools.add(self)
 
@@ -86,6 +132,7 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[Any]):
         self._loop: asyncio.AbstractEventLoop | None = None  # that it was opened in
         self._guard: asyncio.Task[None] | None = None
         self._reopens = False
+        _names[options["connection_class"]] = options["name"]
         super().__init__(**options)
         _pools.add(self)
 

@@ -32,6 +32,7 @@ LOCK_TIMEOUT_MS = 60_000
 STATEMENT_TIMEOUT_MS = 600_000
 
 _NO_RIGHT = "42501"
+_OWN_REVISION = re.compile(r"\d{4}_\w+")
 _CREATE = re.compile(r"^create (?:unique )?(table|index|function|trigger) (\w+)", re.MULTILINE)
 _CATALOGUE = """
     select 'table', relname from pg_class where relkind = 'r' and relnamespace = current_schema::regnamespace
@@ -135,11 +136,12 @@ def _upgrade(connection: sqlalchemy.Connection, text: str) -> Any:
 def _missing(connection: sqlalchemy.Connection, texts: dict[str, str]) -> list[str]:
     heads = MigrationContext.configure(connection).get_current_heads()
     names = list(texts)
+    if len(heads) == 1 and heads[0] not in names and _OWN_REVISION.fullmatch(heads[0]):
+        raise SchemaMismatch(f"PostgreSQL: got revision {heads[0]!r}, wanted one up to {names[-1]!r}: upgrade ringlog")
     if not set(heads) <= set(names) or len(heads) > 1:
         raise SchemaMismatch(
-            f"PostgreSQL: table alembic_version: got revision {', '.join(map(repr, heads))}, wanted one of ringlog's, "
-            f"up to {names[-1]!r}: where another program keeps its revision there, give ringlog a database of its own "
-            "(RINGLOG_POSTGRES_DATABASE); where a newer ringlog was here, upgrade this one"
+            f"PostgreSQL: table alembic_version: got {', '.join(map(repr, heads))} of another program, wanted a "
+            "revision of ringlog's: give ringlog a database of its own (RINGLOG_POSTGRES_DATABASE)"
         )
     head = heads[0] if heads else None
     return names if head is None else names[names.index(head) + 1 :]

@@ -26,7 +26,7 @@ from ringlog.errors import (
     ServerUnavailable,
     one_line,
 )
-from ringlog.postgres.sessions import POOL_NAME, AsyncConnection, Connection, configure, configure_async
+from ringlog.postgres.sessions import AsyncConnection, Connection, configure, configure_async
 from ringlog.settings import Settings
 from ringlog.transport import is_encrypted, is_local, untrusted
 
@@ -159,7 +159,7 @@ class Pool:
     def _drive(self, connection: Any, steps: Steps[T], statement: Statement) -> T:
         try:
             while True:
-                statement = steps.send(connection.rows(statement))
+                statement = steps.send(connection.rows(statement.sql, statement.parameters))
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 
@@ -263,7 +263,7 @@ class AsyncPool:
     async def _drive(self, connection: Any, steps: Steps[T], statement: Statement) -> T:
         try:
             while True:
-                statement = steps.send(await connection.rows(statement))
+                statement = steps.send(await connection.rows(statement.sql, statement.parameters))
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 
@@ -346,7 +346,7 @@ def _pool_options(settings: Settings) -> dict[str, Any]:
     return {
         "kwargs": connection_options(settings),
         "open": False,
-        "name": POOL_NAME,
+        "name": f"{pooling.NAME_PREFIX}postgres",
         "min_size": min(POOL_SIZE_MIN, settings.postgres_pool_size_max),
         "max_size": settings.postgres_pool_size_max,
         "timeout": settings.postgres_timeout_ms / 1_000,

@@ -6,9 +6,8 @@ on another server connection: limits are set in each, nothing is prepared, and n
 
 from __future__ import annotations
 
-import logging
-import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import psycopg
@@ -17,18 +16,10 @@ import psycopg.types.string
 from psycopg.pq import TransactionStatus
 
 from ringlog import libpq
-from ringlog.pooling import NAME_PREFIX
 from ringlog.settings import Secret, Settings
-
-if TYPE_CHECKING:
-    from ringlog.postgres.pools import Statement
-
-log = logging.getLogger(__name__)
 
 # How much longer the client waits than the server is told to work: only a server that stopped answering gets there.
 ANSWER_GRACE_S = 1.0
-POOL_NAME = f"{NAME_PREFIX}postgres"
-NOTICE_INTERVAL_S = 10.0
 
 _BACKEND = "select pg_backend_pid()"
 # A role or a database may have other defaults, and psycopg reads no other style. A pooler follows these.
@@ -51,13 +42,13 @@ class Connection(libpq.Connection):
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         return super().wait(gen, interval, self.answer_timeout_s if timeout is None else timeout)
 
-    def rows(self, statement: Statement) -> list[tuple[Any, ...]]:
+    def rows(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         """The rows of a statement, in the open transaction or alone."""
         if self.limits and self.info.transaction_status == TransactionStatus.IDLE:
             with self.transaction():
                 self.limit()
-                return self.rows(statement)
-        cursor = self.execute(statement.sql, statement.parameters)
+                return self.rows(sql, parameters)
+        cursor = self.execute(sql, parameters)
         return cursor.fetchall() if cursor.rownumber is not None else []
 
     def limit(self) -> None:
@@ -75,12 +66,12 @@ class AsyncConnection(libpq.AsyncConnection):
     async def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         return await super().wait(gen, interval, self.answer_timeout_s if timeout is None else timeout)
 
-    async def rows(self, statement: Statement) -> list[tuple[Any, ...]]:
+    async def rows(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         if self.limits and self.info.transaction_status == TransactionStatus.IDLE:
             async with self.transaction():
                 await self.limit()
-                return await self.rows(statement)
-        cursor = await self.execute(statement.sql, statement.parameters)
+                return await self.rows(sql, parameters)
+        cursor = await self.execute(sql, parameters)
         return await cursor.fetchall() if cursor.rownumber is not None else []
 
     async def limit(self) -> None:
@@ -129,24 +120,3 @@ def _session(settings: Settings, connection: Connection | AsyncConnection, backe
     connection.prepare_threshold = None
     connection.limits = "; ".join(f"set local {name} to {value}" for name, value in limits.items())
     return _STYLE
-
-
-class _Quiet(logging.Filter):
-    """Of psycopg_pool's warnings about ringlog's connections (one each after a restart), a line every ten seconds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said_at = -NOTICE_INTERVAL_S
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        arguments = record.args if isinstance(record.args, tuple) else ()
-        if not any(isinstance(one, Connection | AsyncConnection) or one == POOL_NAME for one in arguments):
-            return True  # another pool of this process
-        now = time.monotonic()
-        if record.levelno >= logging.WARNING and now - self._said_at >= NOTICE_INTERVAL_S:
-            self._said_at = now
-            log.warning("postgres_pool=reconnecting reason=%r", record.getMessage().splitlines()[0])
-        return False
-
-
-logging.getLogger("psycopg.pool").addFilter(_Quiet())

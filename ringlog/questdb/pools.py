@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 import re
 import socket
@@ -43,10 +42,6 @@ from ringlog.settings import Settings
 _TIMESTAMPTZ_LOADER: Any = psycopg.adapters.get_loader(
     psycopg.adapters.types["timestamptz"].oid, psycopg.pq.Format.BINARY
 )
-
-# What these say is in the errors too: it must not reach the terminal of a program that configured no logging.
-for _name in ("psycopg.pool", "stamina"):
-    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 TEXT_STATEMENTS_MAX = 10_000
 # A statement is prepared on the server when it comes for the third time on a connection.
