@@ -78,6 +78,7 @@ def test_a_generated_session_says_so(tmp_path: Path) -> None:
     assert "those of the generated random walk (seed 7)" in (tmp_path / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_without_a_server_the_demo_does_without_its_session() -> None:
     """Finding 26: where a server's wheel is not installed the demo runs the main job, prints its verified result, names
     what is missing and how to do without, and fails."""
