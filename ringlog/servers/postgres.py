@@ -43,6 +43,9 @@ class PostgresServer(EmbeddedServer):
             "postgres_password": Secret(self.password),
         }
 
+    def _binaries(self) -> Path:
+        return binaries()
+
     @property
     def _cluster(self) -> Path:
         return self.data_dir / "cluster"
@@ -57,10 +60,11 @@ class PostgresServer(EmbeddedServer):
         draft = Path(tempfile.mkdtemp(prefix=DRAFT_PREFIX, dir=self.data_dir))
         password_file = self.data_dir / "initdb-password"
         write_private(password_file, self.password.encode())
-        initdb = [str(binaries() / "initdb"), "-D", str(draft), "-U", self.user, "--encoding=UTF8"]
+        initdb = [str(self._binaries() / "initdb"), "-D", str(draft), "-U", self.user, "--encoding=UTF8"]
         initdb += ["--locale=C", "--auth=scram-sha-256", f"--pwfile={password_file}"]
+        environment = {**child_environment(), **self._environment()}
         try:
-            status, errors = run_guarded(initdb, INITDB_TIMEOUT_S, options=["--not-root"], env=child_environment())
+            status, errors = run_guarded(initdb, INITDB_TIMEOUT_S, options=["--not-root"], env=environment)
             if status != 0:
                 raise ServerError(f"PostgreSQL: initdb failed: {errors}")
             draft.rename(self._cluster)
@@ -78,7 +82,7 @@ class PostgresServer(EmbeddedServer):
 
     def _command(self) -> list[str]:
         return [
-            str(binaries() / "postgres"),
+            str(self._binaries() / "postgres"),
             "-D",
             str(self._cluster),
             "-c",

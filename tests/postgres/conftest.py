@@ -1,13 +1,19 @@
-"""Databases of a test's own on the session's PostgreSQL, and small pieces that most tests here need."""
+"""Databases of a test's own on real servers, and small pieces that most tests here need.
+
+Every test runs on the wheel's PostgreSQL 18 and on Debian's 15; on the latter in the slow tier, except for tests marked
+`each_server`.
+"""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from debian_packages import library_path, unpacked
 from postgres_platform import execute
 
 from ringlog.postgres.migrations import migrate
@@ -25,6 +31,48 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow login is waited for: given up after 2 s it reads as a server that is away, also to a watch that starts."""
     monkeypatch.setattr("ringlog.postgres.pools.CONNECT_TIMEOUT_S", 30)
     monkeypatch.setattr("ringlog.postgres.watch.START_TIMEOUT_S", 60.0)
+
+
+class DebianPostgresServer(PostgresServer):
+    """PostgreSQL 15 of this machine, else from Debian's packages."""
+
+    packages = (
+        "postgresql-15", "libicu72", "libxml2", "libldap-2.5-0", "libsasl2-2", "libgssapi-krb5-2", "libkrb5-3",
+        "libk5crypto3", "libkrb5support0", "libkeyutils1", "libpam0g", "libssl3", "liblz4-1", "libzstd1",
+    )  # fmt: skip
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        below = Path("usr/lib/postgresql/15/bin")
+        self._place = None if ("/" / below / "initdb").exists() else unpacked(self.packages)
+        self._programs = (self._place or Path("/")) / below
+
+    def _binaries(self) -> Path:
+        return self._programs
+
+    def _environment(self) -> dict[str, str]:
+        return {"LD_LIBRARY_PATH": library_path(self._place)} if self._place else {}
+
+
+SERVERS: dict[str, type[PostgresServer]] = {"18": PostgresServer, "15": DebianPostgresServer}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test that uses a server runs on both versions."""
+    if "postgres_version" in metafunc.fixturenames:
+        is_fast = metafunc.definition.get_closest_marker("each_server") is not None
+        older_too = pytest.param("15", marks=() if is_fast else pytest.mark.slow)
+        metafunc.parametrize("postgres_version", ["18", older_too], scope="session")
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_version: str, request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """The server that a test's databases are on: where it is the wheel's, the one of all tests."""
+    if postgres_version == "18":
+        yield request.getfixturevalue("postgres_server")
+        return
+    with DebianPostgresServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -62,9 +110,9 @@ def pool(database: Settings) -> Iterator[Pool]:
 
 
 @pytest.fixture(scope="session")
-def mortal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def mortal_server(postgres_version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A server beside the session's, for tests that stop, kill and restart it."""
-    with PostgresServer(tmp_path_factory.mktemp("mortal")) as server:
+    with SERVERS[postgres_version](tmp_path_factory.mktemp("mortal")) as server:
         yield server
 
 

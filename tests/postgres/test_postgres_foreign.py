@@ -223,6 +223,7 @@ def test_finding_42_the_revision_of_another_program_is_named(empty_database: Set
     assert execute(empty_database, "select count(*) from alembic_version") == [(len(revisions),)]
 
 
+@pytest.mark.each_server
 def test_finding_42_a_role_that_may_not_create_is_told_what_to_grant(empty_database: Settings) -> None:
     """Finding 42: since PostgreSQL 15 a role may not create tables in public unless it is told so."""
     role = f"role_{uuid.uuid4().hex}"
@@ -302,3 +303,18 @@ def test_finding_43_nothing_on_stderr(database: Settings) -> None:
     command = [sys.executable, "-c", CUT_SCRIPT]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[(1,)]\n", "")
+
+
+@pytest.mark.each_server
+def test_finding_42_each_version(empty_database: Settings, postgres_version: str) -> None:
+    """Finding 42: on every version that is promised a scram login makes the tables and keeps a token."""
+    assert execute(empty_database, "show server_version")[0][0].startswith(f"{postgres_version}.")
+    assert execute(empty_database, "select distinct auth_method from pg_hba_file_rules") == [("scram-sha-256",)]
+    assert migrate(empty_database)
+    with Pool(empty_database) as pool:
+        tokens = Tokens(pool)
+        tokens.save(TOKEN)
+        assert tokens.get(USDC) == TOKEN
+    wrong = msgspec.structs.replace(empty_database, postgres_password=Secret("not-it"))
+    with Pool(wrong) as pool, pytest.raises(ServerRefused, match="password authentication failed"):
+        pool.execute("select 1")
