@@ -13,7 +13,7 @@ import os
 import shlex
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -146,6 +146,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_key_prefix: str = ""
     redis_timeout_ms: int = 1_000
     redis_retry_timeout_ms: int = 5_000  # how long a call is tried again while Redis is away; 0: not at all
+    redis_fresh_ttl_ms: int = 2_000  # of prices and pools, counted from the observation
+    redis_last_ttl_s: int = 3_600  # how long the last value is remembered after it has gone stale
+    redis_stream_entries_max: int = 10_000
+    redis_seen_ttl_s: int = 86_400  # of a group's memory of (lane, seq), renewed by every read that delivers
+    redis_tick_interval_ms: int = 100  # of publishers
 
     def __post_init__(self) -> None:
         """Masks a secret that was given as a plain str. Raises ConfigurationError for a URL in place of a host."""
@@ -238,9 +243,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
+# The least and the most; a stream of a million entries has some GB.
+REDIS_BOUNDS = {
+    "redis_fresh_ttl_ms": (1, 86_400_000),
+    "redis_last_ttl_s": (1, 31_536_000),
+    "redis_stream_entries_max": (1, 1_000_000),
+    "redis_seen_ttl_s": (1, 31_536_000),
+    "redis_tick_interval_ms": (10, 60_000),
+}
+
 # Read elsewhere: which ring implementation runs must be known before any settings object exists.
 SETTINGS_FILE = "RINGLOG_SETTINGS_FILE"
 NOT_SETTINGS = frozenset({"RINGLOG_RING", SETTINGS_FILE})
+
+
+def redis_out_of_bounds(settings: Settings) -> Iterator[str]:
+    """What `validate` and every connection refuse, since it would else be noticed first by those who read."""
+    for name, (least, most) in REDIS_BOUNDS.items():
+        if not least <= (value := getattr(settings, name)) <= most:
+            yield f"{PREFIX}{name.upper()}: got {value}, wanted {least} to {most}"
+    fresh_ms, last_s = settings.redis_fresh_ttl_ms, settings.redis_last_ttl_s
+    if last_s * 1_000 < fresh_ms:
+        yield f"{PREFIX}REDIS_LAST_TTL_S: got {last_s}, wanted no less than RINGLOG_REDIS_FRESH_TTL_MS ({fresh_ms} ms)"
 
 
 # Settings that errors show, and that must not be URLs: those may hold a password.

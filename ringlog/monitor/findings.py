@@ -26,7 +26,7 @@ from ringlog.monitor.snapshot import VANISHED, Observer, Snapshot, memory_filesy
 from ringlog.pressure import Thresholds
 from ringlog.questdb.conf import client_conf
 from ringlog.records import RecordLayout
-from ringlog.settings import Settings
+from ringlog.settings import Settings, redis_out_of_bounds
 from ringlog.text import quoted
 from ringlog.transport import is_encrypted
 
@@ -40,6 +40,8 @@ def validated(settings: Settings, layouts: Sequence[RecordLayout]) -> Iterator[F
         if value < least:
             fix = f"set RINGLOG_{name.upper()} to {least} or more, or leave it out"
             yield Finding("settings", "fail", f"{name}: got {value}, wanted at least {least}", fix)
+    for text in redis_out_of_bounds(settings):
+        yield Finding("settings", "fail", text, "set what is wanted, or leave it out")
     if not 0 < settings.high_water_ratio <= 1:
         text = f"high_water_ratio: got {settings.high_water_ratio}, wanted above 0, at most 1"
         yield Finding("settings", "fail", text, "leave RINGLOG_HIGH_WATER_RATIO out for 0.5")

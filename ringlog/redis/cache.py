@@ -2,7 +2,8 @@
 
 A key that has expired says only that nothing is fresh. So every write also keeps `last:price:{symbol}` (the time of
 the observation, a space, the value) for an hour, and a read asks for both in one command: the first present is FRESH,
-only the second is STALE, neither is MISSING. Reads cost one round trip however many are asked for; so do writes.
+only the second is STALE, neither is MISSING. Both times are settings (`Limits`). Reads cost one round trip however many
+are asked for; so do writes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import msgspec
 
 from ringlog.errors import RedisValueError
 from ringlog.redis.connection import AsyncConnection, Command, Connection, Exchange, Steps
-from ringlog.redis.keys import FRESH_TTL_MS, LAST_TTL_S, Keys
+from ringlog.redis.keys import Keys
+from ringlog.redis.limits import Limits
 from ringlog.redis.values import Cached, Freshness, PoolState, pool_json, pool_of, price_of, price_text
 
 T = TypeVar("T")
@@ -44,21 +46,21 @@ def observed_pool(keys: Keys, state: PoolState, observed_at_us: int) -> Observat
     return Observation(keys.pool(state.address), keys.last_pool(state.address), payload, observed_at_us)
 
 
-def write_commands(observations: Iterable[Observation]) -> list[Command]:
-    """The SETs of observations; one that is already 2 s old becomes only the last known value."""
+def write_commands(limits: Limits, observations: Iterable[Observation]) -> list[Command]:
+    """The SETs of observations; one that is no longer fresh becomes only the last known value."""
     now_us = time.time_ns() // 1_000
     commands: list[Command] = []
     for key, last_key, payload, observed_at_us in observations:
-        ttl_ms = min(FRESH_TTL_MS, FRESH_TTL_MS - (now_us - observed_at_us) // 1_000)
+        ttl_ms = min(limits.fresh_ttl_ms, limits.fresh_ttl_ms - (now_us - observed_at_us) // 1_000)
         if ttl_ms > 0:
             commands.append(("SET", key, payload, "PX", ttl_ms))
-        commands.append(("SET", last_key, b"%d %b" % (observed_at_us, payload), "EX", LAST_TTL_S))
+        commands.append(("SET", last_key, b"%d %b" % (observed_at_us, payload), "EX", limits.last_ttl_s))
     return commands
 
 
-def write(observations: Iterable[Observation]) -> Steps[None]:
+def write(limits: Limits, observations: Iterable[Observation]) -> Steps[None]:
     """Writes observations in one round trip."""
-    commands = write_commands(observations)
+    commands = write_commands(limits, observations)
     if commands:
         yield Exchange(tuple(commands))
 
@@ -134,6 +136,7 @@ class Cache:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._keys = connection.keys
+        self._write = functools.partial(write, connection.limits)
 
     def price(self, symbol: str) -> Cached[Decimal]:
         """What is known of one token's price."""
@@ -148,7 +151,7 @@ class Cache:
 
     def set_prices(self, prices: Mapping[str, Price], observed_at_us: int | None = None) -> None:
         """Writes many prices in one round trip; one bad price and none is written."""
-        self._connection.run(functools.partial(write, _price_observations(self._keys, prices, observed_at_us)))
+        self._connection.run(functools.partial(self._write, _price_observations(self._keys, prices, observed_at_us)))
 
     def pool(self, address: str) -> Cached[PoolState]:
         """What is known of one pool."""
@@ -163,7 +166,7 @@ class Cache:
 
     def set_pools(self, states: Iterable[PoolState], observed_at_us: int | None = None) -> None:
         """Writes many pool states in one round trip; one bad state and none is written."""
-        self._connection.run(functools.partial(write, _pool_observations(self._keys, states, observed_at_us)))
+        self._connection.run(functools.partial(self._write, _pool_observations(self._keys, states, observed_at_us)))
 
 
 class AsyncCache:
@@ -172,6 +175,7 @@ class AsyncCache:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
         self._keys = connection.keys
+        self._write = functools.partial(write, connection.limits)
 
     async def price(self, symbol: str) -> Cached[Decimal]:
         return (await self.prices((symbol,)))[symbol]
@@ -183,7 +187,9 @@ class AsyncCache:
         await self.set_prices({symbol: price}, observed_at_us)
 
     async def set_prices(self, prices: Mapping[str, Price], observed_at_us: int | None = None) -> None:
-        await self._connection.run(functools.partial(write, _price_observations(self._keys, prices, observed_at_us)))
+        await self._connection.run(
+            functools.partial(self._write, _price_observations(self._keys, prices, observed_at_us))
+        )
 
     async def pool(self, address: str) -> Cached[PoolState]:
         return (await self.pools((address,)))[address]
@@ -196,4 +202,6 @@ class AsyncCache:
         await self.set_pools((state,), observed_at_us)
 
     async def set_pools(self, states: Iterable[PoolState], observed_at_us: int | None = None) -> None:
-        await self._connection.run(functools.partial(write, _pool_observations(self._keys, states, observed_at_us)))
+        await self._connection.run(
+            functools.partial(self._write, _pool_observations(self._keys, states, observed_at_us))
+        )

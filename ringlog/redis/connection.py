@@ -33,6 +33,7 @@ from redis.retry import Retry
 
 from ringlog.errors import ConsumerGroupMissing, RinglogError, ServerRefused, ServerUnavailable
 from ringlog.redis.keys import Keys
+from ringlog.redis.limits import limits_of
 from ringlog.settings import Secret, Settings
 from ringlog.transport import is_encrypted, untrusted
 
@@ -78,6 +79,7 @@ class Connection:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.keys = Keys(settings.redis_key_prefix)
+        self.limits = limits_of(settings)
         self.timeout_s = settings.redis_timeout_ms / 1_000
         self._server = f"Redis at {_address(settings)}"
         self._retry_s = settings.redis_retry_timeout_ms / 1_000
@@ -162,6 +164,7 @@ class AsyncConnection:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.keys = Keys(settings.redis_key_prefix)
+        self.limits = limits_of(settings)
         self.timeout_s = settings.redis_timeout_ms / 1_000
         self._server = f"Redis at {_address(settings)}"
         self._retry_s = settings.redis_retry_timeout_ms / 1_000

@@ -18,7 +18,8 @@ import msgspec
 from ringlog.errors import ConsumerGroupMissing, RedisValueError, ServerError
 from ringlog.redis.connection import AsyncConnection, Connection, Exchange, Steps, one
 from ringlog.redis.events import Event, event_of
-from ringlog.redis.keys import SEEN_MEMBERS_MAX, SEEN_TTL_S, Keys, Topic
+from ringlog.redis.keys import Keys, Topic
+from ringlog.redis.limits import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,10 @@ _TRIMMED = "trimmed"  # the member of `gaps:{topic}:{group}`
 class Gap(msgspec.Struct, frozen=True):
     """Events this group will never see.
 
-    trimmed: the stream passed 10,000 entries before they were read. pending-trimmed: the same, after they had been
-    delivered to a consumer that did not finish them. stream-lost: the whole stream and its group were gone (evicted,
-    flushed, or a restart without persistence); how many is then unknown (None). So it is for "trimmed" where another
-    program deleted entries (XDEL) or made the group without ENTRIESREAD: perhaps none were lost.
+    trimmed: the stream passed `redis_stream_entries_max` entries before they were read. pending-trimmed: the same,
+    after they had been delivered to a consumer that did not finish them. stream-lost: the whole stream and its group
+    were gone (evicted, flushed, or a restart without persistence); how many is then unknown (None). So it is for
+    "trimmed" where another program deleted entries (XDEL) or made the group without ENTRIESREAD: perhaps none were.
     """
 
     reason: Literal["trimmed", "pending-trimmed", "stream-lost"]
@@ -55,10 +56,12 @@ class Delivery(msgspec.Struct, frozen=True):
 class _Reading:
     """A consumer's state and its operations as steps; the clients below only run them."""
 
-    def __init__(self, keys: Keys, topic: Topic, group: str, name: str, claim_idle_ms: int, block_ms: int) -> None:
+    def __init__(
+        self, keys: Keys, limits: Limits, topic: Topic, group: str, name: str, claim_idle_ms: int, block_ms: int
+    ) -> None:
         if not name or not isinstance(name, str):
             raise RedisValueError(f"consumer name: got {name!r}, wanted a text that stays the same across restarts")
-        self.topic, self.group, self.name = topic, group, name
+        self.topic, self.group, self.name, self.limits = topic, group, name, limits
         self.key, self.seen_key, self.gaps_key = keys.stream(topic), keys.seen(topic, group), keys.gaps(topic, group)
         self.claim_idle_ms, self.block_ms = claim_idle_ms, block_ms
         self.in_hand: set[str] = set()  # delivered by this object, not yet acked: never delivered twice by it
@@ -266,8 +269,8 @@ class _Reading:
             (
                 ("ZADD", self.seen_key, "NX", *scored),
                 ("ZMSCORE", self.seen_key, *members),
-                ("ZREMRANGEBYRANK", self.seen_key, 0, -SEEN_MEMBERS_MAX - 1),
-                ("EXPIRE", self.seen_key, SEEN_TTL_S),
+                ("ZREMRANGEBYRANK", self.seen_key, 0, -self.limits.seen_members_max - 1),
+                ("EXPIRE", self.seen_key, self.limits.seen_ttl_s),
             ),
             atomic=True,
         )
@@ -311,7 +314,7 @@ class StreamConsumer:
     ) -> None:
         self._connection = connection
         block_ms = max(1, int(connection.timeout_s * 500))
-        self._reading = _Reading(connection.keys, topic, group, name, claim_idle_ms, block_ms)
+        self._reading = _Reading(connection.keys, connection.limits, topic, group, name, claim_idle_ms, block_ms)
 
     def create_group(self, start: Literal["first", "next"] = "next") -> bool:
         """Makes the group, reading from the stream's first entry or from the next to come; False if it exists."""
@@ -338,7 +341,7 @@ class AsyncStreamConsumer:
     ) -> None:
         self._connection = connection
         block_ms = max(1, int(connection.timeout_s * 500))
-        self._reading = _Reading(connection.keys, topic, group, name, claim_idle_ms, block_ms)
+        self._reading = _Reading(connection.keys, connection.limits, topic, group, name, claim_idle_ms, block_ms)
 
     async def create_group(self, start: Literal["first", "next"] = "next") -> bool:
         return await self._connection.run(lambda: self._reading.create(start))

@@ -17,7 +17,8 @@ import msgspec
 from ringlog.errors import RedisValueError
 from ringlog.records import Trade
 from ringlog.redis.connection import Command, Exchange, Steps
-from ringlog.redis.keys import EVENT_BYTES_MAX, STREAM_ENTRIES_MAX, Keys, Topic
+from ringlog.redis.keys import EVENT_BYTES_MAX, Keys, Topic
+from ringlog.redis.limits import Limits
 
 EXCHANGE_ENTRIES_MAX = 500
 
@@ -109,16 +110,16 @@ def event_of(topic: Topic, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Ev
         return None
 
 
-def add_command(key: str, outgoing: Outgoing) -> Command:
-    """XADD that trims exactly: a stream never holds more than STREAM_ENTRIES_MAX entries, not for a moment."""
+def add_command(limits: Limits, key: str, outgoing: Outgoing) -> Command:
+    """XADD that trims exactly: a stream never holds more than `stream_entries_max` entries, not for a moment."""
     lane, seq, data = outgoing
-    return ("XADD", key, "MAXLEN", "=", STREAM_ENTRIES_MAX, "*", "lane", lane, "seq", seq, "data", data)
+    return ("XADD", key, "MAXLEN", "=", limits.stream_entries_max, "*", "lane", lane, "seq", seq, "data", data)
 
 
-def add(keys: Keys, topic: Topic, outgoing: Iterable[Outgoing]) -> Steps[list[str]]:
+def add(limits: Limits, keys: Keys, topic: Topic, outgoing: Iterable[Outgoing]) -> Steps[list[str]]:
     """Adds events in one round trip (at most EXCHANGE_ENTRIES_MAX of them); returns their entry ids."""
     key = keys.stream(topic)
-    replies = yield Exchange(tuple(add_command(key, one) for one in outgoing))
+    replies = yield Exchange(tuple(add_command(limits, key, one) for one in outgoing))
     return [entry_id.decode() for entry_id in replies]
 
 

@@ -12,12 +12,8 @@ from collections.abc import Iterator
 import msgspec
 
 from ringlog.errors import ConfigurationError, RedisValueError
+from ringlog.redis.limits import DEFAULTS
 
-FRESH_TTL_MS = 2_000  # of price:{symbol} and pool:{address}, counted from the observation
-LAST_TTL_S = 3_600  # how long the last value is remembered after it has gone stale
-SEEN_TTL_S = 86_400  # of a group's memory of (lane, seq), renewed by every read that delivers
-STREAM_ENTRIES_MAX = 10_000
-SEEN_MEMBERS_MAX = 2 * STREAM_ENTRIES_MAX
 PRICE_BYTES_MAX = 64
 POOL_BYTES_MAX = 4_096
 EVENT_BYTES_MAX = 8_192
@@ -37,7 +33,7 @@ class Topic(enum.StrEnum):
 
 
 class KeyFamily(msgspec.Struct, frozen=True):
-    """One line of the catalogue.
+    """One line of the catalogue, with the defaults of what settings say.
 
     `ttl_s` None means that the key does not expire; `items_max` entries or members of at most `item_bytes_max` each.
     """
@@ -51,18 +47,18 @@ class KeyFamily(msgspec.Struct, frozen=True):
 
 
 def _catalogue() -> Iterator[KeyFamily]:
-    fresh_s, stamp_bytes = FRESH_TTL_MS // 1_000, 24
+    fresh_s, last_s, stamp_bytes = DEFAULTS.fresh_ttl_ms // 1_000, DEFAULTS.last_ttl_s, 24
     yield KeyFamily("price:{symbol}", "string", fresh_s, 1, PRICE_BYTES_MAX, ("Cache", "RedisSink"))
     yield KeyFamily("pool:{address}", "string", fresh_s, 1, POOL_BYTES_MAX, ("Cache",))
-    yield KeyFamily(
-        "last:price:{symbol}", "string", LAST_TTL_S, 1, PRICE_BYTES_MAX + stamp_bytes, ("Cache", "RedisSink")
-    )
-    yield KeyFamily("last:pool:{address}", "string", LAST_TTL_S, 1, POOL_BYTES_MAX + stamp_bytes, ("Cache",))
+    yield KeyFamily("last:price:{symbol}", "string", last_s, 1, PRICE_BYTES_MAX + stamp_bytes, ("Cache", "RedisSink"))
+    yield KeyFamily("last:pool:{address}", "string", last_s, 1, POOL_BYTES_MAX + stamp_bytes, ("Cache",))
     for topic in Topic:
         beside = "RedisSink" if topic is Topic.TRADE_EVENTS else "Publisher"
         owners = tuple(sorted(("StreamProducer", beside)))
-        yield KeyFamily(f"stream:{topic}", "stream", None, STREAM_ENTRIES_MAX, EVENT_BYTES_MAX, owners)
-    yield KeyFamily("seen:{topic}:{group}", "zset", SEEN_TTL_S, SEEN_MEMBERS_MAX, 40, ("StreamConsumer",))
+        yield KeyFamily(f"stream:{topic}", "stream", None, DEFAULTS.stream_entries_max, EVENT_BYTES_MAX, owners)
+    yield KeyFamily(
+        "seen:{topic}:{group}", "zset", DEFAULTS.seen_ttl_s, DEFAULTS.seen_members_max, 40, ("StreamConsumer",)
+    )
     yield KeyFamily("gaps:{topic}:{group}", "zset", None, 1, 7, ("StreamConsumer",))
 
 

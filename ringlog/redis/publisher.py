@@ -1,9 +1,10 @@
 """Ten times a second the latest state of every key that changed, to its topic's stream and channel alike.
 
 Between ticks a newer state of a key replaces the older one, so a burst costs one entry a key and tick. The tick is
-steady: its deadlines are multiples of 100 ms from the start, not 100 ms after the last one was done. Subscribers are
-served by Redis, which drops the connection of one that does not read (client-output-buffer-limit), so the publisher
-only ever waits for Redis itself: at most `redis_timeout_ms`, and what could not be sent goes with the next tick.
+steady: its deadlines are multiples of `redis_tick_interval_ms` from the start, not 100 ms after the last one was done.
+Subscribers are served by Redis, which drops the connection of one that does not read (client-output-buffer-limit), so
+the publisher only ever waits for Redis itself: at most `redis_timeout_ms`, and what could not be sent goes with the
+next tick.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from ringlog.errors import RinglogError
 from ringlog.redis.connection import AsyncConnection, Command, Connection, Exchange, Steps
 from ringlog.redis.events import FrameEntry, Numbering, Outgoing, Payload, add_command, encoded, frame_json
 from ringlog.redis.keys import Keys, Topic
+from ringlog.redis.limits import Limits
 
 logger = logging.getLogger(__name__)
 
-TICK_INTERVAL_MS = 100
 JITTER_TICKS = 6_000  # ten minutes
 
 
@@ -39,7 +40,7 @@ class PublisherStats(msgspec.Struct, frozen=True):
     published: int
     interval_p50_ms: float | None
     interval_p99_ms: float | None
-    deviation_p99_ms: float | None  # of the distance from 100 ms
+    deviation_p99_ms: float | None  # of the distance from `redis_tick_interval_ms`
     deviation_max_ms: float | None
     realtime: bool  # whether the system granted the thread real-time priority
 
@@ -52,8 +53,9 @@ class _State(NamedTuple):
 class _Conflation:
     """The latest state of each key, and the ticks that send it: all of a publisher but the waiting."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, limits: Limits) -> None:
         self._keys = keys
+        self._limits = limits
         self._numbering = Numbering()
         self._frame_seqs = dict.fromkeys(Topic, 0)
         self._lock = threading.Lock()
@@ -75,7 +77,7 @@ class _Conflation:
         now = time.monotonic()
         if self._started_s is None:
             self._started_s, self._deadline = now, 0
-        period = TICK_INTERVAL_MS / 1_000
+        period = self._limits.tick_interval_ms / 1_000
         due = int((now - self._started_s) / period) + 1
         self._missed += max(0, due - self._deadline - 1)
         self._deadline = max(due, self._deadline + 1)
@@ -114,7 +116,7 @@ class _Conflation:
         commands: list[Command] = []
         frames: dict[Topic, list[FrameEntry]] = {}
         for (topic, key), outgoing in numbered.items():
-            commands.append(add_command(self._keys.stream(topic), outgoing))
+            commands.append(add_command(self._limits, self._keys.stream(topic), outgoing))
             frames.setdefault(topic, []).append(FrameEntry(key, outgoing.seq, msgspec.Raw(outgoing.data)))
         for topic, entries in frames.items():
             frame = frame_json(topic, self._numbering.lane, self._frame_seqs[topic], entries)
@@ -127,7 +129,7 @@ class _Conflation:
 
     def stats(self) -> PublisherStats:
         milliseconds = sorted(interval * 1_000 for interval in list(self._intervals_s))
-        deviations = sorted(abs(interval - TICK_INTERVAL_MS) for interval in milliseconds)
+        deviations = sorted(abs(interval - self._limits.tick_interval_ms) for interval in milliseconds)
         return PublisherStats(
             ticks=self._ticks,
             ticks_missed=self._missed,
@@ -172,7 +174,7 @@ class Publisher:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._conflation = _Conflation(connection.keys)
+        self._conflation = _Conflation(connection.keys, connection.limits)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ringlog-publisher", daemon=True)
 
@@ -217,7 +219,7 @@ class AsyncPublisher:
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
-        self._conflation = _Conflation(connection.keys)
+        self._conflation = _Conflation(connection.keys, connection.limits)
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 

@@ -19,13 +19,12 @@ from ringlog.errors import RedisValueError, ServerError, ServerUnavailable
 from ringlog.redis.cache import observed_price, write_commands
 from ringlog.redis.connection import Connection, Exchange, Steps
 from ringlog.redis.events import EXCHANGE_ENTRIES_MAX, add_command
-from ringlog.redis.keys import STREAM_ENTRIES_MAX, Topic
+from ringlog.redis.keys import Topic
 from ringlog.redis.trade_rows import TRADES_TABLE, TradePrice, TradeRows
 from ringlog.sinks.contract import Batch
 
 logger = logging.getLogger(__name__)
 
-PENDING_ROWS_MAX = STREAM_ENTRIES_MAX  # older rows would be trimmed as soon as they were added
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 1.0
 SYMBOLS_MAX = 10_000
 
@@ -50,6 +49,7 @@ class RedisSink:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._keys = connection.keys
+        self._pending_rows_max = connection.limits.stream_entries_max  # older rows would be trimmed once added
         self._changed = threading.Condition()
         self._waiting: collections.deque[tuple[Batch, int]] = collections.deque()  # with the first row to publish
         self._waiting_rows = self._in_hand_rows = 0
@@ -75,11 +75,11 @@ class RedisSink:
                 self._replayed += batch.rows
                 return
             self._offered += batch.rows
-            first = max(0, batch.rows - PENDING_ROWS_MAX)
+            first = max(0, batch.rows - self._pending_rows_max)
             self._dropped["overflow"] += first
             self._waiting.append((batch, first))
             self._waiting_rows += batch.rows - first
-            while self._waiting_rows > PENDING_ROWS_MAX:
+            while self._waiting_rows > self._pending_rows_max:
                 oldest, oldest_first = self._waiting.popleft()
                 self._waiting_rows -= oldest.rows - oldest_first
                 self._dropped["overflow"] += oldest.rows - oldest_first
@@ -170,7 +170,7 @@ class RedisSink:
 
     def _send(self, rows: TradeRows, first: int, stop: int) -> Steps[None]:
         key = self._keys.stream(Topic.TRADE_EVENTS)
-        commands = [add_command(key, outgoing) for outgoing in rows.outgoing(first, stop)]
+        commands = [add_command(self._connection.limits, key, outgoing) for outgoing in rows.outgoing(first, stop)]
         newer = [price for price in rows.prices(first, stop) if self._is_newer(price)]
         observations = []
         for price in newer:
@@ -178,7 +178,7 @@ class RedisSink:
                 observations.append(observed_price(self._keys, price.symbol, price.price, price.observed_at_us))
             except RedisValueError:
                 self._prices_refused += 1
-        yield Exchange((*commands, *write_commands(observations)))
+        yield Exchange((*commands, *write_commands(self._connection.limits, observations)))
         if len(self._observed_us) > SYMBOLS_MAX:
             self._observed_us.clear()
         self._observed_us.update((price.symbol, price.observed_at_us) for price in newer)

@@ -11,7 +11,7 @@ from ringlog.redis.keys import Topic
 
 
 class StreamProducer:
-    """Adds events to streams; every stream keeps the newest 10,000, exactly.
+    """Adds events to streams; every stream keeps the newest `redis_stream_entries_max`, exactly.
 
     A call that failed may be made again with the same `Outgoing` events: consumers drop the second copy by (lane, seq).
     """
@@ -35,7 +35,9 @@ class StreamProducer:
         """
         ids: list[str] = []
         for part in _parts(_numbered(self._numbering, topic, events)):
-            ids += self._connection.run(functools.partial(add, self._connection.keys, topic, part))
+            ids += self._connection.run(
+                functools.partial(add, self._connection.limits, self._connection.keys, topic, part)
+            )
         return ids
 
 
@@ -56,7 +58,9 @@ class AsyncStreamProducer:
     async def publish(self, topic: Topic, events: Iterable[Payload | Outgoing]) -> list[str]:
         ids: list[str] = []
         for part in _parts(_numbered(self._numbering, topic, events)):
-            ids += await self._connection.run(functools.partial(add, self._connection.keys, topic, part))
+            ids += await self._connection.run(
+                functools.partial(add, self._connection.limits, self._connection.keys, topic, part)
+            )
         return ids
 
 

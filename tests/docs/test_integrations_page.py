@@ -42,14 +42,14 @@ def test_the_patterns_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Every Python block of the page runs, in order; its trade, position, latency and MEV metric are stored once."""
     blocks = python_blocks("docs/integrations.md")
     assert len(blocks) == 5
-    # The executor has to find the price fresh that the line before has set, however long the machine stands still.
-    monkeypatch.setattr("ringlog.redis.cache.FRESH_TTL_MS", 600_000)
     # And its watch has to have read the configurations once it is started.
     monkeypatch.setattr("ringlog.postgres.pools.CONNECT_TIMEOUT_S", 30)
     monkeypatch.setattr("ringlog.postgres.watch.START_TIMEOUT_S", 60.0)
     with QuestDBServer() as questdb, PostgresServer() as postgres, ValkeyServer() as valkey:
         ways = {**questdb.settings(), **postgres.settings(), **valkey.settings()}
         patience = {"query_timeout_ms": 30_000, "redis_timeout_ms": 10_000, "postgres_retry_timeout_ms": 60_000}
+        # The executor has to find the price fresh that the line before has set, however long the machine stands still.
+        patience["redis_fresh_ttl_ms"] = 600_000
         settings = Settings(runtime_dir=str(tmp_path / "run"), redis_sink=True, **ways, **patience)
         for name, text in settings.to_environment().items():
             monkeypatch.setenv(name, text)

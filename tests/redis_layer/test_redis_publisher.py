@@ -93,7 +93,7 @@ def test_the_beat_does_not_drift_and_missed_beats_are_counted(
     """Deadlines are multiples of 100 ms from the start, however long a tick took; those it overran are counted."""
     clock = 50.0
     monkeypatch.setattr("ringlog.redis.publisher.time", SimpleNamespace(monotonic=lambda: clock))
-    conflation = _Conflation(connection.keys)
+    conflation = _Conflation(connection.keys, connection.limits)
     started: list[float] = []
     for took in (0.0, 0.03, 0.099, 0.02, 0.25, 0.01):  # seconds from a tick's start to its end
         clock += conflation.wait_s()

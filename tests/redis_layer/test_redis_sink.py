@@ -16,7 +16,7 @@ from ringlog.columns import SymbolColumn, TextColumn
 from ringlog.records import LatencySample, RecordLayout, Trade, layout_of
 from ringlog.records.fields import NULL_LONG
 from ringlog.redis import Cache, Connection, Freshness, RedisSink, StreamConsumer, Topic
-from ringlog.redis.sink import PENDING_ROWS_MAX
+from ringlog.redis.limits import DEFAULTS
 from ringlog.sinks.contract import Batch, Span
 
 STREAM = "stream:trade-events"
@@ -175,8 +175,8 @@ def test_redis_down_costs_the_oldest_rows_and_never_the_writer(own_server: Any, 
             sink.offer(batch_of([{}] * 1_000, first_seq=1 + 1_000 * number))
         stats = sink.stats()
         assert stats.published == 0
-        assert stats.pending <= 2 * PENDING_ROWS_MAX
-        assert stats.dropped["overflow"] >= 30_001 - 2 * PENDING_ROWS_MAX
+        assert stats.pending <= 2 * DEFAULTS.stream_entries_max
+        assert stats.dropped["overflow"] >= 30_001 - 2 * DEFAULTS.stream_entries_max
         own_server.start()
         until(lambda: settled(sink))
         assert balanced(sink)
@@ -203,7 +203,7 @@ def test_a_stopped_redis_never_holds_up_an_offer(own_server: Any, until: Any) ->
             own_server.continue_signal()
         until(lambda: settled(sink))
         assert balanced(sink)
-        assert sink.stats().published >= PENDING_ROWS_MAX
+        assert sink.stats().published >= DEFAULTS.stream_entries_max
 
 
 def test_55_out_of_memory_is_counted_as_refused_and_passes(sink: RedisSink, raw: redis.Redis, until: Any) -> None:

@@ -24,7 +24,7 @@ from ringlog.redis import (
     Topic,
     UiEvent,
 )
-from ringlog.redis.keys import STREAM_ENTRIES_MAX
+from ringlog.redis.limits import DEFAULTS
 
 UI = Topic.UI_EVENTS
 STREAM = "stream:ui-events"
@@ -229,8 +229,8 @@ def test_a_burst_never_takes_a_stream_over_its_limit_and_the_gap_is_exact(
         done.set()
         watcher.join()
     assert lengths
-    assert max(lengths) <= STREAM_ENTRIES_MAX
-    assert raw.xlen(STREAM) == STREAM_ENTRIES_MAX
+    assert max(lengths) <= DEFAULTS.stream_entries_max
+    assert raw.xlen(STREAM) == DEFAULTS.stream_entries_max
     delivery = reader.read(10)
     assert numbers(delivery.events) == list(range(20_100, 20_110))
     assert delivery.gaps == (Gap("trimmed", 20_100 - 40),)
