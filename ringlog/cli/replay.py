@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from ringlog.cli import FAILED, INTERRUPTED
 from ringlog.cli.migrate import record_named
@@ -20,25 +21,48 @@ from ringlog.text import shown
 
 if TYPE_CHECKING:
     from ringlog.replay.replay import Outcome
+    from ringlog.replay.shape import Shape
 
 
-def _mapping(_context: click.Context, _parameter: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+def _pairs(_context: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for pair in pairs:
-        field, equals, column = pair.partition("=")
-        if not (field and equals and column) or field in found:
-            raise click.BadParameter(f"got {pair!r}, wanted FIELD=COLUMN, each field once")
-        found[field] = column
+        field, equals, value = pair.partition("=")
+        if not (field and equals and (value or parameter.name == "constants")) or field in found:
+            raise click.BadParameter(f"got {pair!r}, wanted {parameter.make_metavar(_context)}, each field once")
+        found[field] = value
     return found
+
+
+def _names(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(","))
 
 
 @click.command("replay")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--record", "name", required=True, help="Trade, ..., a table's name, or MODULE:CLASS of your own.")
+@click.option("--preset", "preset_name", help="A well-known file: binance-spot, bybit, okx, ... (docs/replay.md).")
 @click.option(
-    "--map", "mapping", multiple=True, callback=_mapping, metavar="FIELD=COLUMN",
+    "--map", "mapping", multiple=True, callback=_pairs, metavar="FIELD=COLUMN",
     help="A column that is not called like its field; may be repeated.",
 )  # fmt: skip
+@click.option(
+    "--set", "constants", multiple=True, callback=_pairs, metavar="FIELD=VALUE",
+    help="A value that is not in the file, for every row; may be repeated.",
+)  # fmt: skip
+@click.option("--time-column", metavar="COLUMN", help="The column of the rows' times.  [default: timestamp]")
+@click.option(
+    "--time-unit", type=click.Choice(["s", "ms", "us", "ns", "auto"]),
+    help="Of times that are numbers; auto tells them by their size.  [default: us]",
+)  # fmt: skip
+@click.option("--time-zone", metavar="ZONE", help="Of times that say none: UTC, Europe/Berlin, ...")
+@click.option("--time-floor", is_flag=True, help="Cut times to microseconds; finer ones are rejected otherwise.")
+@click.option("--stamp-now", is_flag=True, help="Stamp rows without a time when they are appended.")
+@click.option(
+    "--columns", callback=_names, metavar="NAME,NAME,...", help="The columns of a file without a header line."
+)
+@click.option("--skip-lines", type=click.IntRange(min=0), help="Lines before the header or the first row.")
+@click.option("--delimiter", help="Between the fields of a CSV file: one character, or tab.  [default: ,]")
 @click.option(
     "--format", "file_format", type=click.Choice(["csv", "ndjson", "parquet"]), help="Where the name does not say it."
 )
@@ -55,11 +79,12 @@ def _mapping(_context: click.Context, _parameter: click.Parameter, pairs: tuple[
 @click.option("--runtime-dir", help="The instance's runtime directory (RINGLOG_RUNTIME_DIR).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def replay(
-    file: Path, name: str, mapping: dict[str, str], file_format: str | None, speed: float, resume: bool, again: bool,
-    rejects: Path | None, runtime_dir: str | None, as_json: bool,
+    file: Path, name: str, speed: float, resume: bool, again: bool, rejects: Path | None, runtime_dir: str | None,
+    as_json: bool, **laid_out: Any,
 ) -> int:  # fmt: skip
-    """Append the records of FILE: CSV, NDJSON or Parquet; CSV and NDJSON also as .gz or .zst. A writer stores them.
+    """Append the records of FILE: CSV, NDJSON or Parquet; the first two also packed (gz, zst, bz2, xz, zip).
 
+    A writer stores them.
     Killed at any moment and run again with --resume, it stores every record once. Rows that no record can be made of go
     to a file with line number and reason. Exits 0 if all rows were accepted, 1 if not, 130 after Ctrl-C or SIGTERM.
     """
@@ -68,9 +93,10 @@ def replay(
     if resume and again:
         raise click.UsageError("got --resume and --again, wanted one of them")
     settings = Settings.from_environment(runtime_dir=runtime_dir)
+    record_type = _record(name)
     mode = "resume" if resume else "again" if again else "new"
     with Replay(
-        file, _record(name), settings, mapping=mapping, file_format=file_format, speed=speed, mode=mode, rejects=rejects
+        file, record_type, settings, shape=_shape(record_type, **laid_out), speed=speed, mode=mode, rejects=rejects
     ) as going:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: going.stop())
@@ -83,6 +109,35 @@ def replay(
     if not outcome.is_finished and not outcome.broken_end:
         return INTERRUPTED
     return FAILED if outcome.rejected or outcome.broken_end else 0
+
+
+def _shape(
+    record_type: type[Record], *, preset_name: str | None, mapping: dict[str, str], constants: dict[str, str],
+    time_column: str | None, file_format: str | None, delimiter: str | None, **options: Any,
+) -> Shape:  # fmt: skip
+    """What the options say, on top of the preset's."""
+    from ringlog.records import TIMESTAMP, layout_of
+    from ringlog.replay.presets import preset
+    from ringlog.replay.shape import Shape, ShapeError
+
+    fields = [field.name for field in layout_of(record_type).fields]
+    base = Shape() if preset_name is None else preset(preset_name, fields)
+    if time_column is not None:
+        if mapping.get(TIMESTAMP, time_column) != time_column:
+            raise click.UsageError(f"got --time-column and --map {TIMESTAMP}=, wanted one of them")
+        mapping = {**mapping, TIMESTAMP: time_column}
+    taken = {field: column for field, column in base.mapping.items() if field not in constants}
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    if file_format is not None:
+        given["format"] = file_format
+    if delimiter is not None:
+        given["delimiter"] = "\t" if delimiter in ("tab", "\\t") else delimiter
+    shape = msgspec.structs.replace(base, mapping={**taken, **mapping}, constants=constants, **given)
+    try:
+        shape.check()
+    except ShapeError as error:
+        raise click.UsageError(str(error)) from None
+    return shape
 
 
 def _record(name: str) -> type[Record]:
@@ -105,7 +160,7 @@ def _summarise(outcome: Outcome) -> None:
     if outcome.rejects:
         say(f"rejected rows, with line numbers and reasons: {outcome.rejects}")
     if outcome.broken_end:
-        say(f"{outcome.broken_end}: mend the file, then --resume goes on behind what was read")
+        say(f"{outcome.broken_end}: fix the file, then --resume goes on behind what was read")
     elif not outcome.is_finished:
         say("stopped before the end: --resume goes on")
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from ringlog.records import LatencySample, Trade, layout_of
 from ringlog.records.fields import INT64_MAX, INT64_MIN, TIMESTAMP_MIN_US
-from ringlog.replay.lines import FileError, Lines, blocks
+from ringlog.replay.lines import Lines, blocks
+from ringlog.replay.unpacking import FileError
 from ringlog.validation import exact_value, latest_timestamp_us
 
 # Longest first: BTCFDUSD ends in USD too.
@@ -100,7 +101,11 @@ def read_recording(path: Path, on_broken: Callable[[int, str], None], containing
     """
     number = 0
     with contextlib.closing(Lines(path)) as file:
-        for block in blocks(file, on_broken):
+        for block in blocks(file):
+            if block.broken is not None:
+                if block.broken:
+                    on_broken(block.line, block.broken)
+                continue
             for number, line in enumerate(block.data.removesuffix(b"\n").split(b"\n"), block.line):
                 if containing not in line:
                     continue

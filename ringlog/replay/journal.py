@@ -19,10 +19,13 @@ from ringlog.errors import LaneError, RinglogError
 from ringlog.lanes.instance import Instance, boot_id
 from ringlog.lanes.locks import LockFile
 from ringlog.ledger import Term
-from ringlog.replay.sources import Place
+from ringlog.replay.shape import Shape
+from ringlog.replay.source import Place
 from ringlog.spool.place import ready
 
 NAME = "replays"
+# A resumption counts the sound rows, so all runs must judge them alike: raised whenever some are judged otherwise.
+JUDGING = 2
 
 
 class ReplayError(RinglogError):
@@ -35,8 +38,9 @@ class Progress(msgspec.Struct):
     path: str
     table: str
     layout: str
-    mapping: dict[str, str]
-    latest_us: int  # timestamps beyond it are rejected, by every run alike
+    shape: Shape = Shape()
+    judging: int = 1  # that of journals that do not say it
+    latest_us: int = 0  # timestamps beyond it are rejected, by every run alike
     place: Place = Place()
     skip: int = 0
     lane: int = 0
@@ -77,6 +81,17 @@ class Journal:
             return msgspec.json.decode(content, type=Progress)
         except msgspec.MsgspecError as error:
             raise ReplayError(f"{self._directory.path / self._name}: got {error}, wanted a replay's journal") from None
+
+    def difference(self, found: Progress, wanted: Progress) -> str:
+        """Why what was found cannot be gone on with, as "got ..., wanted ..."; "" if it can."""
+        if found.judging != wanted.judging:
+            return (
+                f"a replay begun by another version of ringlog, which judges rows by rules {found.judging}, "
+                f"wanted rules {wanted.judging}"
+            )
+        if found.layout != wanted.layout:
+            return f"another layout than it was begun with, wanted {found.layout}"
+        return wanted.shape.difference(found.shape)
 
     def write(self, progress: Progress) -> None:
         """Durable when this returns."""

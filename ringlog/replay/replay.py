@@ -21,17 +21,22 @@ from ringlog.lanes.instance import Instance, boot_id
 from ringlog.layout import BoardReason
 from ringlog.producer import Appender, Producer
 from ringlog.records import TIMESTAMP, Record, defaults_of, layout_of
-from ringlog.replay.journal import Journal, Progress, ReplayError
-from ringlog.replay.lines import FileError
-from ringlog.replay.slots import Unsound, slots_of
-from ringlog.replay.sources import SOURCES, Part, format_of
+from ringlog.replay.journal import JUDGING, Journal, Progress, ReplayError
+from ringlog.replay.shape import Shape
+from ringlog.replay.slots import slots_of
+from ringlog.replay.source import Part
+from ringlog.replay.sources import SOURCES, format_of
+from ringlog.replay.times import Unsound
+from ringlog.replay.unpacking import FileError
+from ringlog.replay.values import of_text
 from ringlog.settings import Settings
-from ringlog.validation import exact_value, latest_timestamp_us
+from ringlog.validation import clock_us, exact_value, latest_timestamp_us
 
 # A file comes as fast as the server takes it: a lane of twice the usual size makes requests twice as large, and each
 # row a sixth cheaper.
 LANE_BYTES = 16 * 1024 * 1024
 CHECKPOINT_SECONDS = 1.0  # what is read again after a kill; what was accepted is known exactly all the while
+SLOTS_BYTES_MAX = 32 << 20  # at a time: a line of two bytes may be a row of many texts, each as wide as its field
 POLL_SECONDS = 0.002
 WAIT_SECONDS = 0.05
 
@@ -55,10 +60,11 @@ class Outcome(msgspec.Struct):
 class Replay:
     """Replays the records of a file into an instance; use it with `with`.
 
-    `mapping`: field to column, where they are not called alike. `speed`: 1 as recorded, 0 as fast as the lane takes.
+    `shape`: how the file is laid out, where it does not say so itself. `speed`: 1 as recorded, 0 as fast as the lane
+    takes.
     `mode`: "new" raises ReplayError where this file was replayed before; "resume" goes on behind what was accepted;
     "again" begins anew. `rejects`: where rows that no record can be made of go, with line number and reason.
-    Raises FileError, ReplayError, RecordTypeError, LaneError, SpoolError.
+    Raises FileError, ShapeError, ReplayError, RecordError, LaneError, SpoolError.
     """
 
     def __init__(
@@ -67,8 +73,7 @@ class Replay:
         record_type: type[Record],
         settings: Settings,
         *,
-        mapping: Mapping[str, str] | None = None,
-        file_format: str | None = None,
+        shape: Shape = Shape(),  # noqa: B008 (frozen)
         speed: float = 0.0,
         mode: str = "new",
         rejects: Path | None = None,
@@ -80,18 +85,28 @@ class Replay:
         self._speed = speed
         self._mode = mode
         self._rejects_path = rejects or self._path.with_name(self._path.name + ".rejects.ndjson")
-        mapping = dict(mapping or {})
-        source = SOURCES[format_of(self._path, file_format)]
-        self._source = source(self._path, self._layout, frozenset({*self._defaults, TIMESTAMP}), mapping)
-        latest_us = latest_timestamp_us()
+        shape.check()
+        self._shape = msgspec.structs.replace(shape, format=format_of(self._path, shape.format))
+        self._source = SOURCES[self._shape.format](self._path, self._layout, self._shape, self._defaults)
+        self._constants = {name: self._constant(name, text) for name, text in shape.constants.items()}
         self._wanted = Progress(
-            str(self._path), self._layout.table, self._layout.to_json().decode(), mapping, latest_us
+            path=str(self._path),
+            table=self._layout.table,
+            layout=self._layout.to_json().decode(),
+            shape=self._shape,
+            judging=JUDGING,
+            latest_us=latest_timestamp_us(),
         )
         self._settings = settings
         self._is_stopped = False
         self._waiting = ""
         self._began = time.monotonic()
         self._resources = contextlib.ExitStack()
+
+    def _constant(self, name: str, text: str) -> Any:
+        field = self._layout.field(name)
+        value = of_text(self._layout.name, field, text.encode("utf-8", "surrogateescape"), self._shape.times)
+        return exact_value(self._layout.name, field, value)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -132,11 +147,8 @@ class Replay:
                 f"{self._path}: got a file that {state} into {found.table} ({found.accepted} records): "
                 "--resume goes on behind them, --again stores them once more"
             )
-        for name in ("layout", "mapping"):
-            if getattr(found, name) != getattr(self._wanted, name):
-                raise ReplayError(
-                    f"{self._path}: got another {name} than it was begun with, wanted {getattr(found, name)}"
-                )
+        if difference := self._journal.difference(found, self._wanted):
+            raise ReplayError(f"{self._path}: got {difference}: --again stores the whole file once more")
         self._journal.settle(found)
         if not found.skip:
             found.latest_us = self._wanted.latest_us
@@ -192,37 +204,51 @@ class Replay:
 
     def _replay(self, part: Part) -> bool:
         """Appends what of a part is not accepted yet; False where it was stopped before the end."""
-        slots, wrong = self._judged(part)
-        passed = min(self._skip, len(slots))
-        self._skip -= passed
-        for rows in self._due(slots[passed:]):
-            while len(rows):
-                if self._is_stopped:
-                    return False
-                taken = self._appended(rows, passed)
-                passed += taken
-                rows = rows[taken:]
-        self._progress.rejected += len(wrong)
-        self._rejects.write(wrong)
+        passed = 0
+        rejected = part.broken
+        step = max(SLOTS_BYTES_MAX // self._layout.dtype.itemsize, 1)
+        for first in range(0, len(part.numbers), step):
+            slots, wrong = self._judged(part, first, min(first + step, len(part.numbers)))
+            skipped = min(self._skip, len(slots))
+            self._skip -= skipped
+            passed += skipped
+            for rows in self._due(slots[skipped:]):
+                while len(rows):
+                    if self._is_stopped:
+                        return False
+                    taken = self._appended(rows, passed)
+                    passed += taken
+                    rows = rows[taken:]
+            rejected = rejected + wrong
+        # With the whole part, as the journal follows: what is read again after a kill is rejected again.
+        self._progress.rejected += len(rejected)
+        self._rejects.write(sorted(rejected))
         self._on_progress(self.outcome())
         return not self._is_stopped
 
-    def _judged(self, part: Part) -> tuple[NDArray[Any], list[tuple[int, str, str]]]:
-        """The sound rows of a part as slots, and number, reason and text of the others, in order."""
-        rows, now_us = len(part.numbers), time.time_ns() // 1000
+    def _judged(self, part: Part, first: int, end: int) -> tuple[NDArray[Any], list[tuple[int, str, str]]]:
+        """The sound rows from `first` to `end` of a part, and number, reason and text of the others."""
         wrong: list[tuple[int, str]] = []
         try:
-            if part.columns is None:
-                raise Unsound
-            slots = slots_of(self._layout, part.columns, rows, self._defaults, now_us, self._progress.latest_us)
+            slots = self._slots(part, first, end)
         except Unsound:
-            slots, wrong = assembled(self._record_type, [functools.partial(self._row, part, i) for i in range(rows)])
-        told = [(int(part.numbers[number]), reason, part.text(number)) for number, reason in wrong]
-        return slots, sorted(told + part.broken)
+            rows = [functools.partial(self._row, part, number) for number in range(first, end)]
+            slots, wrong = assembled(self._record_type, rows)
+        told = [(int(part.numbers[first + number]), reason, part.text(first + number)) for number, reason in wrong]
+        return slots, told
+
+    def _slots(self, part: Part, first: int, end: int) -> NDArray[Any]:
+        """All the rows at once. Raises Unsound."""
+        if part.columns is None:
+            raise Unsound
+        columns = {name: column.slice(first, end - first) for name, column in part.columns.items()}
+        defaults = {**self._defaults, **self._constants}
+        now_us, latest_us = clock_us(), self._progress.latest_us
+        return slots_of(self._layout, columns, end - first, defaults, now_us, latest_us, self._shape.times)
 
     def _row(self, part: Part, number: int) -> Mapping[str, Any]:
         """A row for append, which takes an hour from now; here every run must judge alike."""
-        row = part.row(number)
+        row = {**self._constants, **part.row(number)}
         stamp = row.get(TIMESTAMP)
         if stamp is not None:
             stamp = exact_value(self._layout.name, self._layout.field(TIMESTAMP), stamp)

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from ringlog.records import TIMESTAMP, Field, Kind, RecordLayout
 from ringlog.records.fields import NULL_LENGTH, NULL_LONG, TIMESTAMP_MIN_US
-
-
-class Unsound(Exception):
-    """A column holds what append would not take, or only a look at single values can tell: then row by row."""
+from ringlog.replay.times import DOUBLE_EXACT_MAX, Times, Unsound
+from ringlog.replay.values import NUMBER_BYTES_MAX
 
 
 def slots_of(
@@ -25,11 +23,12 @@ def slots_of(
     defaults: Mapping[str, Any],
     now_us: int,
     latest_us: int,
+    times: Times,
 ) -> NDArray[Any]:
     """An array of `layout.dtype` (rows,) from Arrow arrays by field name, for `append_many`; `seq` is not set.
 
-    Texts of a CSV file come as binary arrays. Fields without a column take their default, `timestamp` is `now_us`.
-    Raises Unsound where any value is not what append would take.
+    Texts come as binary arrays, or as dictionaries of such. Fields without a column take their default; rows without
+    a time take `now_us`, if they are to be stamped. Raises Unsound where any value is not what append would take.
     """
     slots = np.zeros(rows, layout.dtype)
     for field in layout.fields:
@@ -40,14 +39,16 @@ def slots_of(
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
         if isinstance(array, pa.DictionaryArray) and not field.kind.is_text:
-            array = array.dictionary_decode()
-        if array.null_count and not field.nullable and field.kind is not Kind.TIMESTAMP:
+            array = _decoded(array, NUMBER_BYTES_MAX)
+        if array.null_count and not (times.stamps_now if field.kind is Kind.TIMESTAMP else field.nullable):
             raise Unsound
         try:
             if field.kind.is_text:
                 _write_texts(slots[field.name], field, array)
             elif field.kind is Kind.TIMESTAMP:
-                stamps = _stamps(array, now_us)
+                found = times.of_column(array)
+                _demand(not found.null_count or times.stamps_now)
+                stamps = found.fill_null(now_us).to_numpy(zero_copy_only=False)
                 _demand(stamps >= TIMESTAMP_MIN_US, stamps <= latest_us)
                 slots[field.name] = stamps
             else:
@@ -69,17 +70,28 @@ def _demand_decimal(array: Any) -> None:
 
 
 def _is_text(array: Any) -> bool:
-    return bool(pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type))
+    return bool(pa.types.is_binary(array.type))
 
 
 def _numbers(field: Field, array: Any) -> NDArray[Any]:
     wanted, python_types = _NUMBERS[field.kind]
+    is_text = _is_text(array) or pa.types.is_decimal(array.type)
     if pa.types.is_null(array.type):
         array = array.cast(wanted)
     elif _is_text(array):
+        _demand((pc.max(pc.binary_length(array)).as_py() or 0) <= NUMBER_BYTES_MAX)
         if field.kind is Kind.LONG:
             _demand_decimal(array)
         array = array.cast(pa.string()).cast(wanted)
+    elif pa.types.is_decimal(array.type) and field.kind is Kind.DOUBLE:
+        array = array.cast(pa.string()).cast(wanted)  # the nearest, which Arrow's own cast does not promise
+    elif pa.types.is_floating(array.type) and field.kind is not Kind.BOOLEAN:
+        array = array.cast(pa.float64())
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, pa.float64()), array)  # how pandas says that none is there
+        _demand(not array.null_count or field.nullable)
+        if field.kind is Kind.LONG:
+            _demand(np.abs(array.fill_null(0).to_numpy(zero_copy_only=False)) <= DOUBLE_EXACT_MAX)
+        array = array.cast(wanted)
     elif any(is_type(array.type) for is_type in python_types):
         array = array.cast(wanted)  # raises where a value would change
     else:
@@ -89,6 +101,8 @@ def _numbers(field: Field, array: Any) -> NDArray[Any]:
     valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else np.True_
     null = np.nan if field.kind is Kind.DOUBLE else NULL_LONG
     values = np.asarray(array.fill_null(null).to_numpy(zero_copy_only=False))
+    if field.kind is Kind.DOUBLE and is_text:
+        _demand(~valid | (np.abs(values) < DOUBLE_EXACT_MAX))  # only their texts tell whether they are exact
     _demand(~valid | ((values >= field.minimum) & (values <= field.maximum)))  # NaN and infinity are in no range
     if field.choices:
         _demand(~valid | np.isin(values, field.choices))
@@ -96,33 +110,18 @@ def _numbers(field: Field, array: Any) -> NDArray[Any]:
 
 
 _NUMBERS: dict[Kind, tuple[Any, tuple[Any, ...]]] = {
-    Kind.DOUBLE: (pa.float64(), (pa.types.is_floating, pa.types.is_integer)),
-    Kind.LONG: (pa.int64(), (pa.types.is_integer,)),
+    Kind.DOUBLE: (pa.float64(), (pa.types.is_integer,)),
+    Kind.LONG: (pa.int64(), (pa.types.is_integer, pa.types.is_decimal)),
     Kind.BOOLEAN: (pa.bool_(), (pa.types.is_boolean,)),
 }
-
-
-def _stamps(array: Any, now_us: int) -> NDArray[np.int64]:
-    if _is_text(array):
-        texts = array.cast(pa.string())
-        first = next(iter(texts.drop_null()[:1].to_pylist()), "")  # a file that has both forms is read row by row
-        _demand_decimal(array)
-        array = texts.cast(pa.int64() if first.isdecimal() else pa.timestamp("us", tz="UTC"))
-    if pa.types.is_null(array.type):
-        array = array.cast(pa.int64())
-    if pa.types.is_timestamp(array.type):
-        if array.type.tz is None:
-            raise Unsound
-        array = array.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-    elif not pa.types.is_integer(array.type):
-        raise Unsound
-    return np.asarray(array.cast(pa.int64()).fill_null(now_us).to_numpy(zero_copy_only=False))
 
 
 def _write_texts(slots: NDArray[Any], field: Field, array: Any) -> None:
     if pa.types.is_null(array.type):
         slots["length"] = NULL_LENGTH
         return
+    if isinstance(array, pa.DictionaryArray) and len(array.dictionary) > len(array):
+        array = _decoded(array, field.width_bytes)
     if isinstance(array, pa.DictionaryArray):
         lengths, texts = _padded(field, array.dictionary)
         codes = array.indices.fill_null(len(lengths)).to_numpy(zero_copy_only=False)
@@ -132,10 +131,20 @@ def _write_texts(slots: NDArray[Any], field: Field, array: Any) -> None:
     slots["length"], slots["bytes"] = _padded(field, array)
 
 
+def _decoded(array: Any, bytes_max: int) -> Any:
+    """Each row's own text; a dictionary may share one of any length among any number of rows."""
+    if pa.types.is_binary(array.dictionary.type):
+        lengths = pc.max(pc.binary_length(array.dictionary).take(array.indices.drop_null())).as_py()
+        _demand(lengths is None or lengths <= bytes_max)
+    return array.dictionary_decode()
+
+
 def _padded(field: Field, array: Any) -> tuple[NDArray[np.uint16], NDArray[Any]]:
     """Lengths in bytes (NULL_LENGTH for NULL) and the texts, each padded to the field's width."""
-    if not (_is_text(array) or pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+    if not (_is_text(array) or pa.types.is_string(array.type)):
         raise Unsound
+    _demand((pc.max(pc.binary_length(array)).as_py() or 0) <= field.width_bytes)
+    array = array.cast(pa.binary())  # a string array need not be UTF-8, and a cast to its own type would not look
     array = array.cast(pa.string())  # raises where it is not UTF-8
     if field.choices and not pc.all(pc.is_in(array.drop_null(), pa.array(field.choices, pa.string()))).as_py():
         raise Unsound
@@ -145,7 +154,7 @@ def _padded(field: Field, array: Any) -> tuple[NDArray[np.uint16], NDArray[Any]]
         return np.where(valid, lengths, np.uint16(NULL_LENGTH)), texts
     data, offsets = _data_of(array)
     lengths = np.diff(offsets)
-    _demand(lengths <= field.width_bytes, data != 0)
+    _demand(data != 0)
     rows, longest = len(lengths), int(lengths.max(initial=0))
     texts = np.zeros((rows, field.width_bytes), np.uint8)
     if longest and len(data) == rows * longest:  # all of one length: addresses, signatures

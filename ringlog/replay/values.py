@@ -2,68 +2,90 @@
 
 from __future__ import annotations
 
-import datetime
+import decimal
+import math
 import re
 from typing import Any
 
-from ringlog.errors import RecordTypeError, RecordValueError
+from ringlog.errors import RecordError, RecordValueError
 from ringlog.records import Field, Kind
+from ringlog.replay.times import DOUBLE_EXACT_MAX, TimeError, Times
 
-_DOUBLE = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_LONG = re.compile(r"-?\d+")
+# A number of more characters is none: an amount of 10^18 with 18 decimals has 38.
+NUMBER_BYTES_MAX = 400
+_DOUBLE = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LONG = re.compile(r"(-?\d+)(\.0*)?", re.ASCII)  # pandas writes 5000.0 where another row of the column has none
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def of_text(record: str, field: Field, text: bytes | None) -> Any:
-    """What a text of a CSV file stands for; None is NULL. Raises RecordError, naming record, field, got and wanted."""
+def of_text(record: str, field: Field, text: bytes | None, times: Times) -> Any:
+    """What a text of a file stands for; None is NULL. Raises RecordError, naming record, field, got and wanted."""
     if text is None:
         return None
     try:
         value = text.decode()
     except UnicodeDecodeError:
-        raise _wrong(record, field, text, "UTF-8") from None
+        raise wrong_value(record, field, text, "UTF-8") from None
     match field.kind:
         case Kind.DOUBLE:
-            if _DOUBLE.fullmatch(value) is None:
-                raise _wrong(record, field, value, "a finite number")
-            return float(value)
+            if len(value) > NUMBER_BYTES_MAX or _DOUBLE.fullmatch(value) is None:
+                raise wrong_value(record, field, value, "a finite number")
+            return _double(record, field, value)
         case Kind.LONG:
-            if _LONG.fullmatch(value) is None:
-                raise _wrong(record, field, value, "a whole number")
-            return int(value)
+            found = _LONG.fullmatch(value) if len(value) <= NUMBER_BYTES_MAX else None
+            if found is None:
+                raise wrong_value(record, field, value, "a whole number")
+            return int(found[1])
         case Kind.BOOLEAN:
             if value.lower() not in _BOOLEANS:
-                raise _wrong(record, field, value, "true, false, 1 or 0")
+                raise wrong_value(record, field, value, "true, false, 1 or 0")
             return _BOOLEANS[value.lower()]
         case Kind.TIMESTAMP:
-            return of_stamp(record, field, value)
+            return of_time(record, field, value, times)
         case _:
             return value
 
 
-def of_stamp(record: str, field: Field, value: Any) -> Any:
-    """A timestamp: microseconds since the epoch as digits, or ISO 8601 with a time zone; other types as they are."""
-    if not isinstance(value, str):
-        return value
-    if _LONG.fullmatch(value) is not None:
-        return int(value)
+def of_time(record: str, field: Field, value: Any, times: Times, unit: str = "") -> int | None:
+    """Microseconds since the epoch of what a file has as a time; None is none. Raises RecordValueError."""
     try:
-        stamp = datetime.datetime.fromisoformat(value)
-    except ValueError:
-        stamp = None
-    if stamp is None or stamp.utcoffset() is None or len(value) < len("2024-01-01T00:00Z"):
-        raise _wrong(record, field, value, "microseconds since the epoch, or ISO 8601 with a time zone")
-    if (fraction := re.search(r"[.,](\d+)", value)) and len(fraction[1].rstrip("0")) > 6:
-        raise _wrong(record, field, value, "at most six decimals of a second")
-    return stamp
+        return times.of_value(value, unit)
+    except TimeError as error:
+        raise wrong_value(record, field, value, str(error)) from None
 
 
-def of_object(record: str, field: Field, value: Any) -> Any:
-    """What a value of a JSON document or a Parquet column stands for."""
-    return of_stamp(record, field, value) if field.kind is Kind.TIMESTAMP else value
+def of_object(record: str, field: Field, value: Any, times: Times) -> Any:
+    """What a value of another type stands for: numbers as texts or decimals, NaN for a number that is missing."""
+    if isinstance(value, bytes):
+        return of_text(record, field, value, times)
+    match field.kind:
+        case Kind.TIMESTAMP:
+            return of_time(record, field, value, times)
+        case Kind.DOUBLE | Kind.LONG if isinstance(value, float | decimal.Decimal):
+            if math.isnan(value):
+                return None
+            if isinstance(value, decimal.Decimal):
+                return of_text(record, field, f"{value:f}".encode(), times)
+            if field.kind is Kind.LONG:
+                if not value.is_integer() or abs(value) > DOUBLE_EXACT_MAX:
+                    raise wrong_value(record, field, value, "a whole number that a double holds exactly")
+                return int(value)
+            return value
+        case _:
+            return value
 
 
-def _wrong(record: str, field: Field, got: Any, wanted: str) -> RecordTypeError | RecordValueError:
+def _double(record: str, field: Field, text: str) -> float:
+    """The nearest double; one of a whole number must be that number, as append wants it of an int."""
+    number = float(text)
+    if abs(number) >= DOUBLE_EXACT_MAX and math.isfinite(number):
+        exact = decimal.Decimal(text)
+        if exact % 1 == 0 and exact != decimal.Decimal(number):
+            raise wrong_value(record, field, text, "a number that a float64 holds exactly")
+    return number
+
+
+def wrong_value(record: str, field: Field, got: Any, wanted: str) -> RecordError:
     text = repr(got)
     shown = text if len(text) <= 80 else text[:77] + "..."
     return RecordValueError(f"{record}.{field.name}: got {shown}, wanted {wanted}")

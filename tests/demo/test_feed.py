@@ -15,7 +15,7 @@ from ringlog.demo.paper import Market, _threat
 from ringlog.demo.traders import Order
 from ringlog.redis import PoolState
 from ringlog.redis.values import price_text
-from ringlog.replay.lines import FileError
+from ringlog.replay.unpacking import FileError
 
 SIDES: tuple[Action, ...] = ("buy", "sell")
 TRADE = (

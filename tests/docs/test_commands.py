@@ -144,6 +144,7 @@ def test_every_python_example_has_its_test() -> None:
         "README.md": "test_examples", "docs/records.md": "test_examples", FIRST: "test_commands",
         "docs/integrations.md": "test_integrations_page", "docs/queries.md": "test_query_page",
         "docs/postgres.md": "test_postgres_docs", "docs/redis.md": "test_redis_docs",
+        "docs/replay.md": "test_published",
     }  # fmt: skip
     assert {page for page in PAGES if python_blocks(page)} == set(run)
     for page, test in run.items():

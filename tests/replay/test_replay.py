@@ -28,8 +28,9 @@ from ringlog.questdb.migrations import migrate
 from ringlog.records import Trade, layout_of
 from ringlog.replay import journal
 from ringlog.replay.journal import ReplayError
-from ringlog.replay.lines import FileError
 from ringlog.replay.replay import Outcome, Replay
+from ringlog.replay.shape import Shape
+from ringlog.replay.unpacking import FileError
 from ringlog.settings import Settings
 from ringlog.spool import Spool
 
@@ -102,7 +103,7 @@ def test_another_mapping_or_file_is_not_resumed(lane_settings: Settings, tmp_pat
     path = written(tmp_path / "a.csv", trades(30))
     replay(path, lane_settings)
     with pytest.raises(ReplayError, match="got another mapping"):
-        replay(path, lane_settings, mode="resume", mapping={"base_amount": "quote_amount"})
+        replay(path, lane_settings, mode="resume", shape=Shape(mapping={"base_amount": "quote_amount"}))
     written(path, trades(30, first=1))
     with pytest.raises(RinglogError, match="other content before line"):
         replay(path, lane_settings, mode="resume")
@@ -179,8 +180,8 @@ def test_the_pace_is_the_recording_s(lane_settings: Settings, tmp_path: Path) ->
     timeless = tmp_path / "b.csv"
     timeless.write_bytes(csv_bytes(rows, FIELDS[:-1]))
     with pytest.raises(RinglogError, match="got no timestamp column, wanted one for --speed 1"):
-        replay(timeless, lane_settings, speed=1.0)
-    assert replay(timeless, lane_settings).accepted == 10
+        replay(timeless, lane_settings, speed=1.0, shape=Shape(stamp_now=True))
+    assert replay(timeless, lane_settings, shape=Shape(stamp_now=True)).accepted == 10
 
 
 class Running:
