@@ -8,10 +8,10 @@ import click
 
 from ringlog.cli import FAILED
 from ringlog.cli.output import say, say_json
-from ringlog.questdb.filters import time_of
 from ringlog.questdb.retention import Report, Retention
 from ringlog.questdb.retention_window import run_if_due
 from ringlog.settings import Settings
+from ringlog.times import time_of
 
 days_option = click.option(
     "--days", "retention_days", type=click.IntRange(1), help="RINGLOG_RETENTION_DAYS for this call."

@@ -8,7 +8,6 @@ So every row that was applied when a query began is counted, and no query waits 
 
 from __future__ import annotations
 
-import datetime
 import logging
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
@@ -16,13 +15,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from ringlog.errors import QueryTimeout
-from ringlog.questdb.filters import time_of
 from ringlog.questdb.percentiles import histogram_percentiles
 from ringlog.questdb.results import Continuation, Result, Span, struct_columns, typed_rows
 from ringlog.questdb.rollups import LATENCY_MINUTES, MEV_MINUTES, PERFORMANCE_MINUTES, Rollup
 from ringlog.questdb.rows import MevRow, PercentileRow, PerformanceRow
 from ringlog.questdb.spans import pieces
 from ringlog.questdb.statements import SPAN, Plan, Rows, Statement, conditions
+from ringlog.times import NOW, Bounds, time_of
 
 _logger = logging.getLogger(__name__)
 _Row = TypeVar("_Row", bound=msgspec.Struct)
@@ -39,15 +38,8 @@ _STATUS = (
 )
 
 
-class Window(msgspec.Struct, frozen=True):
-    """What is asked: the `duration_us` before `end_us`, None for the server's now."""
-
-    duration_us: int
-    end_us: int | None = None
-
-
 def latency_percentiles(
-    service: str | None, operation: str | None, percentiles: Sequence[float], window: Window, deadline: float
+    service: str | None, operation: str | None, percentiles: Sequence[float], span: Bounds, deadline: float
 ) -> Plan[PercentileRow]:
     def finish(groups: Groups) -> list[tuple[Any, ...]]:
         histograms: dict[tuple[str, str], dict[int, int]] = {}
@@ -64,10 +56,10 @@ def latency_percentiles(
     filters = {"service": service, "operation": operation}
     again = {**filters, "percentiles": tuple(percentiles)}
     call = Continuation("get_latency_percentiles", again)
-    return _aggregate(LATENCY_MINUTES, filters, window, deadline, PercentileRow, finish, call)
+    return _aggregate(LATENCY_MINUTES, filters, span, deadline, PercentileRow, finish, call)
 
 
-def performance_metrics(metric_type: str, window: Window, deadline: float) -> Plan[PerformanceRow]:
+def performance_metrics(metric_type: str, operation: str | None, span: Bounds, deadline: float) -> Plan[PerformanceRow]:
     def finish(groups: Groups) -> list[tuple[Any, ...]]:
         ordered = sorted(groups.items(), key=lambda group: (group[0][1], group[0][2] or 0))
         return [
@@ -76,12 +68,12 @@ def performance_metrics(metric_type: str, window: Window, deadline: float) -> Pl
             if samples
         ]
 
-    filters = {"metric_type": metric_type}
+    filters = {"metric_type": metric_type, "operation": operation}
     call = Continuation("get_performance_metrics", filters)
-    return _aggregate(PERFORMANCE_MINUTES, filters, window, deadline, PerformanceRow, finish, call)
+    return _aggregate(PERFORMANCE_MINUTES, filters, span, deadline, PerformanceRow, finish, call)
 
 
-def mev_analysis(window: Window, deadline: float) -> Plan[MevRow]:
+def mev_analysis(span: Bounds, deadline: float) -> Plan[MevRow]:
     def finish(groups: Groups) -> list[tuple[Any, ...]]:
         rows = []
         for protected in (True, False):
@@ -101,7 +93,7 @@ def mev_analysis(window: Window, deadline: float) -> Plan[MevRow]:
             )
         return rows
 
-    return _aggregate(MEV_MINUTES, {}, window, deadline, MevRow, finish, Continuation("get_mev_analysis", {}))
+    return _aggregate(MEV_MINUTES, {}, span, deadline, MevRow, finish, Continuation("get_mev_analysis", {}))
 
 
 def _ratio(total: float | None, count: int) -> float | None:
@@ -111,7 +103,7 @@ def _ratio(total: float | None, count: int) -> float | None:
 def _aggregate(
     rollup: Rollup,
     filters: dict[str, Any],
-    window: Window,
+    span: Bounds,
     deadline: float,
     row_type: type[_Row],
     finish: Callable[[Groups], list[tuple[Any, ...]]],
@@ -123,7 +115,8 @@ def _aggregate(
     raw = f"{rollup.raw_select(keys)} WHERE {SPAN}{where}"
     groups: Groups = {}
     covered: int | None = None
-    start, end = 0, window.end_us
+    start: int | None = None
+    end: int | None = None
     now = splits = 0
     partial = from_view = False
 
@@ -151,18 +144,17 @@ def _aggregate(
     try:
         now, views = yield from _usable_views(rollup)
         from_view = bool(views)
-        end = now if window.end_us is None else window.end_us
-        start = end - window.duration_us
+        start, end = Bounds(span.start, span.end or NOW).at(call.method, now)
+        assert start is not None and end is not None  # noqa: S101, PT018 - neither is open
         yield from gather(start, end, views)
     except QueryTimeout:
         if covered is None:
             raise
         partial = True
     continuation = None
-    if partial and covered is not None:
-        # A float of seconds does not hold every number of microseconds: some would come back as one less.
-        left = datetime.timedelta(microseconds=covered - start)
-        continuation = Continuation(call.method, {**call.arguments, "duration": left, "end": covered})
+    if partial and covered is not None and start is not None:
+        left = {"start": time_of(start), "end": time_of(covered)}
+        continuation = Continuation(call.method, {**call.arguments, **left})
     return Result(
         struct_columns(row_type),
         finish(groups),

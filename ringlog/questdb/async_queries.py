@@ -13,11 +13,14 @@ import stamina
 from ringlog.errors import QueryTimeout, ServerUnavailable
 from ringlog.questdb import calls, pools
 from ringlog.questdb.conf import client_conf
-from ringlog.questdb.filters import Duration, Time, TradeFilter, timeout_seconds
+from ringlog.questdb.filters import TradeFilter, timeout_seconds
+from ringlog.questdb.parameters import Parameters
+from ringlog.questdb.record_rows import RecordT, Where, records
 from ringlog.questdb.results import Continuation, Result
 from ringlog.questdb.rows import MevRow, PercentileRow, PerformanceRow, PositionRow, TradeRow
 from ringlog.questdb.statements import PlanMaker, Rows, Statement
 from ringlog.settings import Settings
+from ringlog.times import Duration, Time, bounds
 
 _T = TypeVar("_T")
 
@@ -68,38 +71,53 @@ class AsyncQueries:
     async def get_performance_metrics(
         self,
         metric_type: str,
-        duration: Duration,
+        duration: Duration | None = None,
         *,
+        operation: str | None = None,
+        since: Time | None = None,
+        start: Time | None = None,
         end: Time | None = None,
         timeout_ms: float | None = None,
     ) -> Result[PerformanceRow]:
-        """Count, mean, minimum, maximum and last value per operation and percentile over the last `duration`.
+        """Count, mean, minimum, maximum and last value per operation (None: all) and percentile over a span.
 
-        `duration`: a timedelta or seconds; it ends at the server's now, or at `end`.
+        The span: the last `duration`, or one that `since`, `start` and `end` give (`ringlog.times`); it ends at the
+        server's now where nothing else is said.
         """
-        return await self._run(calls.performance_metrics(metric_type, duration, end), timeout_ms)
+        span = calls.window("get_performance_metrics", duration, since, start, end)
+        return await self._run(calls.performance_metrics(metric_type, operation, span), timeout_ms)
 
     async def get_mev_analysis(
-        self, duration: Duration, *, end: Time | None = None, timeout_ms: float | None = None
+        self,
+        duration: Duration | None = None,
+        *,
+        since: Time | None = None,
+        start: Time | None = None,
+        end: Time | None = None,
+        timeout_ms: float | None = None,
     ) -> Result[MevRow]:
-        """Two rows, trades with and without MEV protection over the last `duration`: counts, losses, fees."""
-        return await self._run(calls.mev_analysis(duration, end), timeout_ms)
+        """Two rows, trades with and without MEV protection over a span: counts, losses, fees."""
+        span = calls.window("get_mev_analysis", duration, since, start, end)
+        return await self._run(calls.mev_analysis(span), timeout_ms)
 
     async def get_latency_percentiles(
         self,
         service: str | None,
         operation: str | None,
-        duration: Duration,
+        duration: Duration | None = None,
         *,
         percentiles: Sequence[float] = calls.PERCENTILES,
+        since: Time | None = None,
+        start: Time | None = None,
         end: Time | None = None,
         timeout_ms: float | None = None,
     ) -> Result[PercentileRow]:
-        """Percentiles of the latencies of each service and operation (None: all) over the last `duration`.
+        """Percentiles of the latencies of each service and operation (None: all) over a span.
 
-        By nearest rank, with a relative error of at most 1 %. Partial results cover the newest part of the duration.
+        By nearest rank, with a relative error of at most 1 %. Partial results cover the newest part of the span.
         """
-        return await self._run(calls.latency_percentiles(service, operation, duration, percentiles, end), timeout_ms)
+        span = calls.window("get_latency_percentiles", duration, since, start, end)
+        return await self._run(calls.latency_percentiles(service, operation, percentiles, span), timeout_ms)
 
     async def get_positions(
         self,
@@ -107,18 +125,43 @@ class AsyncQueries:
         mode: str | None = None,
         token: str | None = None,
         *,
+        since: Time | None = None,
+        start: Time | None = None,
         end: Time | None = None,
+        duration: Duration | None = None,
         timeout_ms: float | None = None,
     ) -> Result[PositionRow]:
-        """The latest position of each trader, mode and token (None: all) before `end`."""
-        return await self._run(calls.positions(trader_id, mode, token, end), timeout_ms)
+        """The latest position of each trader, mode and token (None: all), of those in the span where one is given."""
+        span = bounds("get_positions", since=since, start=start, end=end, duration=duration)
+        return await self._run(calls.positions(trader_id, mode, token, span), timeout_ms)
+
+    async def records(
+        self,
+        record_type: type[RecordT],
+        *,
+        since: Time | None = None,
+        start: Time | None = None,
+        end: Time | None = None,
+        duration: Duration | None = None,
+        where: Where | None = None,
+        limit: int = 1_000,
+        order: str = "newest",
+        timeout_ms: float | None = None,
+    ) -> Result[RecordT]:
+        """The rows of a record type as its instances; `lane` and `seq` are columns of the result.
+
+        `where`: columns to values, which travel as parameters: `{"venue": "kraken", "price >=": 1.5, "note": None}`.
+        Each must hold. A sequence of values means any of them (with `!=`: none of them), None means NULL.
+        """
+        span = bounds("records", since=since, start=start, end=end, duration=duration)
+        return await self._run(records(record_type, where, span, limit, order), timeout_ms)
 
     async def execute_query(
-        self, sql: str, params: Sequence[Any] | None = None, *, timeout_ms: float | None = None
+        self, sql: str, params: Parameters | None = None, *, timeout_ms: float | None = None
     ) -> Result[Any]:
-        """Any SQL, with `%s` for parameters; rows are named tuples. Raises QueryTimeout rather than give a part.
+        """Any SQL; rows are named tuples. Raises QueryTimeout rather than give a part.
 
-        With `params`, a percent sign of the SQL itself is written `%%`.
+        `params`: a sequence for `%s`, or a mapping for `%(name)s`; a percent sign of the SQL itself is then `%%`.
 
         A statement other than a reading one is not tried again: ServerUnavailable may then mean that it was applied.
         """

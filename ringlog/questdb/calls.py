@@ -9,20 +9,22 @@ from typing import Any
 
 from ringlog.errors import QueryError, ServerUnavailable
 from ringlog.questdb import aggregates, filters, statements
-from ringlog.questdb.filters import Duration, Time, TradeFilter
+from ringlog.questdb.filters import TradeFilter
+from ringlog.questdb.parameters import SQL_BYTES_MAX, Parameters, checked_parameters
 from ringlog.questdb.pools import NoConnection
 from ringlog.questdb.results import Continuation, Result, answered_columns, named_rows
 from ringlog.questdb.rows import MevRow, PercentileRow, PerformanceRow, PositionRow, TradeRow
 from ringlog.questdb.statements import PlanMaker
+from ringlog.times import Bounds, Duration, Time, bounds
 
 PERCENTILES = (50.0, 95.0, 99.0)
-SQL_BYTES_MAX = 1_000_000
 METHODS = (
     "get_trades",
     "get_performance_metrics",
     "get_mev_analysis",
     "get_latency_percentiles",
     "get_positions",
+    "records",
 )
 # Statements that change nothing may be sent again after a connection broke under them.
 _READING = re.compile(r"\s*\(?\s*(select|with|show|explain)\b", re.IGNORECASE)
@@ -38,47 +40,44 @@ def trades(wanted: TradeFilter | None, fields: dict[str, Any]) -> PlanMaker[Trad
     return functools.partial(statements.trades, wanted)
 
 
-def positions(trader_id: Any, mode: Any, token: Any, end: Time | None) -> PlanMaker[PositionRow]:
+def positions(trader_id: Any, mode: Any, token: Any, span: Bounds) -> PlanMaker[PositionRow]:
     values = {"trader_id": trader_id, "mode": mode, "token": token}
     filters.checked_position(values)
-    return functools.partial(statements.positions, values, filters.time_us("get_positions.end", end))
+    return functools.partial(statements.positions, values, span)
 
 
-def performance_metrics(metric_type: Any, duration: Duration, end: Time | None) -> PlanMaker[PerformanceRow]:
-    filters.checked_metric_type(metric_type)
-    return functools.partial(aggregates.performance_metrics, metric_type, _window(duration, end))
+def performance_metrics(metric_type: Any, operation: Any, span: Bounds) -> PlanMaker[PerformanceRow]:
+    filters.checked_metric(metric_type, operation)
+    return functools.partial(aggregates.performance_metrics, metric_type, operation, span)
 
 
-def mev_analysis(duration: Duration, end: Time | None) -> PlanMaker[MevRow]:
-    return functools.partial(aggregates.mev_analysis, _window(duration, end))
+def mev_analysis(span: Bounds) -> PlanMaker[MevRow]:
+    return functools.partial(aggregates.mev_analysis, span)
 
 
 def latency_percentiles(
-    service: Any, operation: Any, duration: Duration, percentiles: Sequence[float], end: Time | None
+    service: Any, operation: Any, percentiles: Sequence[float], span: Bounds
 ) -> PlanMaker[PercentileRow]:
     filters.checked_text("get_latency_percentiles.service", service)
     filters.checked_text("get_latency_percentiles.operation", operation)
     asked = filters.checked_percentiles(percentiles)
-    return functools.partial(aggregates.latency_percentiles, service, operation, asked, _window(duration, end))
+    return functools.partial(aggregates.latency_percentiles, service, operation, asked, span)
 
 
-def _window(duration: Duration, end: Time | None) -> aggregates.Window:
-    return aggregates.Window(filters.duration_us("duration", duration), filters.time_us("end", end))
+def window(owner: str, duration: Duration | None, since: Time | None, start: Time | None, end: Time | None) -> Bounds:
+    """The span of an aggregate, which must begin somewhere; without an end it ends at the server's now."""
+    span = bounds(owner, since=since, start=start, end=end, duration=duration)
+    if span.start is None:
+        raise QueryError(f"{owner}: got no duration, since or start, wanted one of them, such as duration='24h'")
+    return span
 
 
-def checked_sql(sql: Any, params: Any) -> Sequence[Any] | None:
+def checked_sql(sql: Any, params: Any) -> Parameters | None:
     """The parameters as psycopg takes them (None: `%` in the SQL is itself); QueryError for what is no SQL."""
     if type(sql) is not str or not sql.strip():
         raise QueryError(f"execute_query: got {sql!r:.80}, wanted SQL")
     filters.checked_text("execute_query.sql", sql, SQL_BYTES_MAX)
-    if params is None:
-        return None
-    if isinstance(params, str | bytes) or not isinstance(params, Sequence):
-        raise QueryError(f"execute_query: got params {type(params).__name__}, wanted a sequence of values")
-    for index, value in enumerate(params):
-        if isinstance(value, str):
-            filters.checked_text(f"execute_query.params[{index}]", value, SQL_BYTES_MAX)
-    return params
+    return checked_parameters(sql, params)
 
 
 def retriable(sql: str) -> Callable[[Exception], bool]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,19 +9,12 @@ import msgspec
 
 from ringlog.errors import QueryError
 from ringlog.naming import did_you_mean
+from ringlog.questdb.rows import LIMIT_MAX
 from ringlog.records import PerformanceMetric, Position, Record, Trade, layout_of
+from ringlog.times import Bounds, Duration, Time, bounds
 
-LIMIT_MAX = 1_000_000
 TEXT_BYTES_MAX = 1_024
-DURATION_US_MAX = 3_660 * 86_400_000_000
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_MICROSECOND = datetime.timedelta(microseconds=1)
-_TIMESTAMP_MIN_US = 0
-TIMESTAMP_MAX_US = 4_102_444_800_000_000  # 2100-01-01
 _ORDERS = ("newest", "oldest")
-
-Time = datetime.datetime | int
-Duration = datetime.timedelta | int | float
 
 
 class _FilterMeta(msgspec.StructMeta):
@@ -42,9 +33,10 @@ class _FilterMeta(msgspec.StructMeta):
 class TradeFilter(msgspec.Struct, metaclass=_FilterMeta, frozen=True, kw_only=True):
     """Which trades: those with `start <= timestamp < end` that have every value given; None means any.
 
-    `start`, `end`: aware datetimes or integer microseconds since the epoch. `token`: base or quote token.
-    `limit`: rows at most, 1 to 1,000,000. `order`: the newest or the oldest first; a limit or a timeout cuts the other
-    end. Raises QueryError for a wrong type, a reversed span, a limit out of range, a value that cannot be stored.
+    `start` (or `since`), `end` and `duration` are what `ringlog.times` takes: aware datetimes, timedeltas, numbers,
+    texts such as 1h. `token`: base or quote token. `limit`: rows at most, 1 to 1,000,000. `order`: the newest or the
+    oldest first; a limit or a timeout cuts the other end. Raises QueryError for a wrong type, a reversed span,
+    arguments that contradict each other, a limit out of range, a value that cannot be stored.
     """
 
     start: Time | None = None
@@ -56,55 +48,29 @@ class TradeFilter(msgspec.Struct, metaclass=_FilterMeta, frozen=True, kw_only=Tr
     mev_status: str | None = None
     limit: int = 1_000
     order: Literal["newest", "oldest"] = "newest"
+    since: Time | None = None
+    duration: Duration | None = None
 
     def __post_init__(self) -> None:
         owner = "TradeFilter"
-        start, end = time_us(f"{owner}.start", self.start), time_us(f"{owner}.end", self.end)
-        if start is not None and end is not None and start >= end:
-            raise QueryError(f"{owner}: got start {self.start} and end {self.end}, wanted start before end")
+        self.bounds()
         checked_texts(
             owner,
             Trade,
             {name: getattr(self, name) for name in ("trader_id", "mode", "action", "mev_status")},
         )
         checked_text(f"{owner}.token", self.token)
-        if type(self.limit) is not int or not 1 <= self.limit <= LIMIT_MAX:
-            raise QueryError(f"{owner}.limit: got {self.limit!r}, wanted an int from 1 to {LIMIT_MAX}")
-        if self.order not in _ORDERS:
-            raise QueryError(f"{owner}.order: got {self.order!r}, wanted one of {', '.join(_ORDERS)}")
+        checked_limit(owner, self.limit, self.order)
+
+    def bounds(self) -> Bounds:
+        return bounds("TradeFilter", since=self.since, start=self.start, end=self.end, duration=self.duration)
 
 
-def time_us(owner: str, value: Any) -> int | None:
-    """Microseconds since the epoch of an aware datetime or an int; None stays None. QueryError else."""
-    if value is None:
-        return None
-    if isinstance(value, datetime.datetime):
-        if value.tzinfo is None:
-            raise QueryError(f"{owner}: got a naive datetime {value}, wanted an aware one (tzinfo=datetime.UTC)")
-        value = (value - _EPOCH) // _MICROSECOND
-    if type(value) is not int:
-        raise QueryError(f"{owner}: got {type(value).__name__}, wanted an aware datetime or int microseconds")
-    if not _TIMESTAMP_MIN_US <= value <= TIMESTAMP_MAX_US:
-        raise QueryError(f"{owner}: got {value}, wanted microseconds since 1970 up to the year 2100")
-    return value
-
-
-def time_of(microseconds: int) -> datetime.datetime:
-    """The aware datetime (UTC) of microseconds since the epoch."""
-    return _EPOCH + datetime.timedelta(microseconds=microseconds)
-
-
-def duration_us(owner: str, value: Any) -> int:
-    """Microseconds of a timedelta or a number of seconds; QueryError unless above 0 and at most ten years."""
-    if isinstance(value, datetime.timedelta):
-        microseconds: float = value // _MICROSECOND
-    elif type(value) in (int, float) and math.isfinite(value):
-        microseconds = value * 1_000_000
-    else:
-        raise QueryError(f"{owner}: got {value!r}, wanted a timedelta or a finite number of seconds")
-    if not 1 <= microseconds <= DURATION_US_MAX:
-        raise QueryError(f"{owner}: got {value!r}, wanted more than 0 and at most 3660 days")
-    return int(microseconds)
+def checked_limit(owner: str, limit: Any, order: Any) -> None:
+    if type(limit) is not int or not 1 <= limit <= LIMIT_MAX:
+        raise QueryError(f"{owner}.limit: got {limit!r:.80}, wanted an int from 1 to {LIMIT_MAX}")
+    if order not in _ORDERS:
+        raise QueryError(f"{owner}.order: got {order!r:.80}, wanted one of {', '.join(_ORDERS)}")
 
 
 def timeout_seconds(value_ms: Any) -> float:
@@ -138,10 +104,10 @@ def checked_texts(owner: str, record_type: type[Record], values: dict[str, Any])
             raise QueryError(f"{owner}.{name}: got {value!r}, wanted one of {', '.join(map(str, choices))}")
 
 
-def checked_metric_type(value: Any) -> None:
-    if value is None:
+def checked_metric(metric_type: Any, operation: Any) -> None:
+    if metric_type is None:
         raise QueryError("metric_type: got None, wanted a metric type")
-    checked_texts("get_performance_metrics", PerformanceMetric, {"metric_type": value})
+    checked_texts("get_performance_metrics", PerformanceMetric, {"metric_type": metric_type, "operation": operation})
 
 
 def checked_position(values: dict[str, Any]) -> None:

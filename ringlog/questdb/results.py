@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from ringlog.questdb import display
+
 if TYPE_CHECKING:
     import pandas
     import polars
@@ -101,9 +103,25 @@ class Result(Generic[RowT]):
     def __getitem__(self, index: int) -> RowT:
         return self.rows()[index]
 
+    def tuples(self) -> Iterator[tuple[Any, ...]]:
+        """The rows as tuples in the order of `columns`, of the values as they are stored; times are aware, in UTC."""
+        times = [index for index, (_, kind) in enumerate(self._columns) if kind == "datetime"]
+        if not times:
+            return iter(self._tuples)
+        return map(tuple, _in_utc(self._tuples, times))
+
     def __repr__(self) -> str:
-        state = f"partial, covers {self.span}" if self.partial else "complete"
-        return f"<Result of {len(self)} rows ({', '.join(self.columns)}), {state}>"
+        """The first rows, as a table of bounded size."""
+        return display.text_table(f"<{self._summary()}>", self.columns, self._tuples)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks, escaped."""
+        return display.html_table(self._summary(), self.columns, self._tuples)
+
+    def _summary(self) -> str:
+        state = "partial" if self.partial else "limited" if self.limited else "complete"
+        covers = "" if self.span is None else f", {self.span.start.isoformat()} to {self.span.end.isoformat()}"
+        return f"Result of {len(self):,} rows and {len(self._columns)} columns, {state}{covers}"
 
     def to_arrow(self) -> pyarrow.Table:
         """A pyarrow.Table: timestamp[us, UTC], double, int64, bool, string, binary, lists and decimals.
@@ -195,13 +213,14 @@ def named_rows(columns: tuple[tuple[str, str], ...]) -> Make[Any]:
     # What the row's own `_make` does, without a call of Python for each.
     named = functools.partial(tuple.__new__, namedtuple("Row", safe, rename=True))
 
-    def in_utc(tuples: Sequence[tuple[Any, ...]]) -> Iterator[list[Any]]:
-        # Row by row: to turn rows into columns and back touches far more memory. `combine` is faster than `replace`.
-        combine, utc = datetime.datetime.combine, datetime.UTC
-        for values in map(list, tuples):
-            for index in times:
-                if (naive := values[index]) is not None:
-                    values[index] = combine(naive, naive.time(), utc)
-            yield values
+    return lambda tuples: map(named, _in_utc(tuples, times) if times else tuples)
 
-    return lambda tuples: map(named, in_utc(tuples) if times else tuples)
+
+def _in_utc(tuples: Sequence[tuple[Any, ...]], times: Sequence[int]) -> Iterator[list[Any]]:
+    # Row by row: to turn rows into columns and back touches far more memory. `combine` is faster than `replace`.
+    combine, utc = datetime.datetime.combine, datetime.UTC
+    for values in map(list, tuples):
+        for index in times:
+            if (moment := values[index]) is not None:
+                values[index] = combine(moment, moment.time(), utc)
+        yield values

@@ -6,6 +6,8 @@ import datetime
 
 import msgspec
 
+LIMIT_MAX = 1_000_000  # rows of one answer
+
 
 class TradeRow(msgspec.Struct, frozen=True, gc=False):
     """A trade as stored: the fields of `Trade`, and the lane and seq that identify it. `metadata` is JSON text."""

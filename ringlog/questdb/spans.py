@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Literal
 
 HOUR_US = 3_600_000_000
 MINUTE_US = 60_000_000
@@ -19,7 +18,7 @@ def pieces(
     end_us: int,
     deadline: float,
     *,
-    order: Literal["newest", "oldest"] = "newest",
+    order: str = "newest",
     first_us: int = HOUR_US,
     unit_us: int = MINUTE_US,
 ) -> Iterator[tuple[int, int]]:

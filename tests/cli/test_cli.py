@@ -80,7 +80,7 @@ NUMBERS = {
     "percentiles --timeout-ms": "a number 1 to 3,600,000",
     "percentiles --percentile": "a number above 0, at most 100",
     "percentiles -p": "a number above 0, at most 100",
-    "percentiles --duration": "above 0 and at most 3660 days, such as 90s, 15m, 24h or 7d",
+    "percentiles --duration": "above 0 and at most 3660 days",
 }
 
 

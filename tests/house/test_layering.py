@@ -14,7 +14,7 @@ from house_project import ROOT, imports_of, modules, parsed, python_files
 # modules of one row build on each other.
 ROWS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "environment", "naming", "text"}),
-    frozenset({"settings", "records", "layout", "disk", "spans", "shielded_logger"}),
+    frozenset({"settings", "records", "layout", "disk", "spans", "shielded_logger", "times"}),
     frozenset({"columns", "validation", "migration", "transport", "libpq"}),
     frozenset(
         {"pooling", "_ring", "_ring_python", "_decode", "_decode_python", "spool", "ledger", "dead_letters", "pressure"}

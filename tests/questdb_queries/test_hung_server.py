@@ -20,6 +20,7 @@ from ringlog.questdb.async_queries import AsyncQueries
 from ringlog.questdb.connection import Connection
 from ringlog.questdb.queries import Queries
 from ringlog.questdb.results import Continuation
+from ringlog.records import Trade
 from ringlog.servers import QuestDBServer
 from ringlog.settings import Settings
 
@@ -33,10 +34,11 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "get_mev_analysis": (3600,),
     "get_latency_percentiles": (None, None, 3600),
     "get_positions": (),
+    "records": (Trade,),
     "execute_query": ("SELECT 1",),
     "resume": (Continuation("get_mev_analysis", {"duration": 60, "end": 1_760_000_000_000_000}),),
 }
-COMMANDS = (["percentiles"], ["query", "SELECT 1"])
+COMMANDS = (["percentiles"], ["positions"], ["mev"], ["performance", "latency"], ["query", "SELECT 1"])
 
 
 def failure(call: Callable[[], Any]) -> tuple[BaseException | None, float]:
@@ -94,7 +96,7 @@ def test_67_a_server_that_hangs_is_an_error_in_time(
 
 @pytest.mark.parametrize("is_dead", [False, True], ids=["hung", "dead"])
 def test_the_command_line_says_that_the_server_does_not_answer(own_server: QuestDBServer, is_dead: bool) -> None:
-    """Finding 28: `trades`, `percentiles` and `query` exit with 1 and one line, and print no rows."""
+    """Finding 28: `trades` and the other commands that query exit with 1 and one line, and print no rows."""
     settings = own_server.settings()
     environment = {
         "RINGLOG_QUESTDB_PG_PORT": str(settings["questdb_pg_port"]),

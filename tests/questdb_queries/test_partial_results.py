@@ -15,10 +15,10 @@ from platform_rows import Execute, Insert, trade
 from ringlog.errors import QueryTimeout, ServerUnavailable
 from ringlog.questdb import statements
 from ringlog.questdb.async_queries import AsyncQueries
-from ringlog.questdb.filters import time_of
 from ringlog.questdb.queries import Queries
 from ringlog.questdb.results import Result
 from ringlog.settings import Settings
+from ringlog.times import time_of
 
 BASE = 1_760_000_000_000_000  # a moment in October 2025
 SECOND, DAY = 1_000_000, 86_400_000_000

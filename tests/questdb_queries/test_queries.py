@@ -18,12 +18,13 @@ from platform_rows import Execute, Insert, trade, wait_until
 
 from ringlog.errors import QueryError, QueryTimeout
 from ringlog.questdb.async_queries import AsyncQueries
-from ringlog.questdb.filters import TradeFilter, time_of
+from ringlog.questdb.filters import TradeFilter
 from ringlog.questdb.queries import Queries
 from ringlog.questdb.results import struct_columns
 from ringlog.questdb.rows import PositionRow, TradeRow
 from ringlog.records import Position, Trade, layout_of
 from ringlog.settings import Settings
+from ringlog.times import time_of
 
 BASE = 1_760_000_000_000_000  # a moment in October 2025
 SECOND, HOUR = 1_000_000, 3_600_000_000

@@ -48,10 +48,11 @@ def test_query_formats(environment: dict[str, str], insert: Insert, tmp_path: Pa
     sql = "SELECT timestamp, base_amount, tx_signature, metadata FROM trades ORDER BY timestamp"
     facts = json.loads(call(environment, "query", sql, "--json").output)
     assert facts["columns"] == ["timestamp", "base_amount", "tx_signature", "metadata"]
-    assert facts["rows"] == [
+    assert [list(row.values()) for row in facts["rows"]] == [
         ["2025-10-09T08:53:20+00:00", 1.5, "", None],
         ["2025-10-09T08:53:20.000001+00:00", 1.5, None, 'a,"b'],
     ]
+    assert [list(row) for row in facts["rows"]] == [facts["columns"]] * 2
     assert facts["partial"] is False
     lines = call(environment, "query", sql, "--format", "csv").output.splitlines()
     assert lines[1:] == ['2025-10-09T08:53:20+00:00,1.5,"",', '2025-10-09T08:53:20.000001+00:00,1.5,,"a,""b"']
@@ -79,8 +80,8 @@ def test_trades_and_percentiles(environment: dict[str, str], insert: Insert, exe
     found = json.loads(
         call(environment, "percentiles", "s", "o", "-p", "50", "-p", "99.9", "--duration", "1h", "--json").stdout
     )
-    assert [row[2] for row in found["rows"]] == [50.0, 99.9]
-    assert found["rows"][0][3] == pytest.approx(100, rel=0.01)
+    assert [row["percentile"] for row in found["rows"]] == [50.0, 99.9]
+    assert found["rows"][0]["latency_us"] == pytest.approx(100, rel=0.01)
 
 
 def test_bad_usage(environment: dict[str, str]) -> None:

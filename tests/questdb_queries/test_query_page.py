@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 from ringlog.cli import ringlog
 from ringlog.errors import QueryTimeout
-from ringlog.questdb.filters import time_of
 from ringlog.questdb.results import Continuation, Result, Span, typed_rows
 from ringlog.settings import Settings
+from ringlog.times import time_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "queries.md").read_text()
 
@@ -29,7 +29,7 @@ def python_blocks() -> list[str]:
 def test_examples(settings: Settings, empty: None, tmp_path: Path) -> None:
     """Every Python block of the page runs, in order, in a fresh process against a real server."""
     blocks = python_blocks()
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     environment = {
         **os.environ,
         "RINGLOG_RUNTIME_DIR": str(tmp_path),

@@ -26,6 +26,7 @@ from ringlog.questdb.rollups import REFRESH_US, ROLLUPS
 from ringlog.questdb.statements import Plan, Statement
 from ringlog.records import LatencySample, layout_of
 from ringlog.settings import Settings
+from ringlog.times import Bounds, Point
 
 BASE = 1_760_000_017_000_000
 SECOND, MINUTE = 1_000_000, 60_000_000
@@ -126,7 +127,7 @@ def test_only_what_a_view_lacks_is_read_raw(insert: Insert, execute: Execute) ->
     insert("latencies", rows)
     late = {"timestamp": BASE + 100 * MINUTE, "service": "s0", "operation": "o", "latency_us": 7.0}
     insert("latencies", [late], views=False)
-    window = aggregates.Window(180 * MINUTE, BASE + 180 * MINUTE)
+    window = Bounds(Point(BASE), Point(BASE + 180 * MINUTE))
     spans = []
 
     def answered(step: Statement) -> list[Any]:
@@ -165,7 +166,7 @@ def test_view_that_is_emptied_while_it_is_read(insert: Insert, execute: Execute,
     """REFRESH ... FULL empties a view: what is read of it then is not believed; raw rows or the finer one answer."""
     rows = samples(300, seed=6)
     insert("latencies", rows)
-    window = aggregates.Window(200 * MINUTE, BASE + 200 * MINUTE)
+    window = Bounds(Point(BASE), Point(BASE + 200 * MINUTE))
     emptied = False
 
     def answered(step: Statement) -> list[Any]:
