@@ -42,6 +42,7 @@ COMMANDS = {
     "positions": ("ringlog.cli.query:positions", "The latest position of each trader, mode and token."),
     "quarantine": ("ringlog.cli.quarantine:quarantine", "List, export and discard records whose bytes were destroyed."),
     "query": ("ringlog.cli.query:query", "Run SQL on QuestDB and print or save what it gives."),
+    "records": ("ringlog.cli.query:records", "Rows of any record type, your own too, by its columns."),
     "replay": ("ringlog.cli.replay:replay", "Append the records of a CSV, NDJSON or Parquet file, each once."),
     "retention": ("ringlog.cli.retention:retention", "Plan or run the cut to the last 30 days, with an audit."),
     "tap": ("ringlog.cli.tap:tap", "Show records as they are appended, without consuming them."),

@@ -49,10 +49,25 @@ def migrate(check: bool, only: str | None, names: tuple[str, ...], as_json: bool
         raise click.exceptions.Exit(FAILED)
 
 
-def record_named(name: str) -> type[Record]:
+def record_type_of(name: str, hint: str = "--record") -> type[Record]:
+    """The record type that `Trade`, `trades` or `module:Class` names; wrong usage of `hint` if there is none."""
+    if ":" in name:
+        return record_named(name, hint)
+    for record in PLATFORM_RECORDS:
+        if name in (record.__name__, record.__table__):
+            return record
+    known = ", ".join(record.__name__ for record in PLATFORM_RECORDS)
+    names = [each for record in PLATFORM_RECORDS for each in (record.__name__, record.__table__)]
+    raise click.BadParameter(
+        f"got {name!r}, wanted one of {known}, their tables, or MODULE:CLASS{did_you_mean(name, names)}",
+        param_hint=hint,
+    )
+
+
+def record_named(name: str, hint: str = "--record") -> type[Record]:
     """The record type at `module:Class`, also in the working directory; wrong usage if there is none."""
     module_name, _, class_name = name.partition(":")
-    wanted = "--record: got {!r}, wanted package.module:Class of a ringlog.records.Record ({})"
+    wanted = hint + ": got {!r}, wanted package.module:Class of a ringlog.records.Record ({})"
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module_name), class_name)

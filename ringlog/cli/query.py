@@ -5,6 +5,7 @@ Nothing but click is loaded here: options are checked, and completed by the shel
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from ringlog.cli.span import span_options
 
 if TYPE_CHECKING:
     from ringlog.questdb.queries import Queries
+    from ringlog.records import RecordLayout
 
 # The choices of the record types' fields, which a test compares: to load those types takes longer than all else here.
 MODES = ("paper", "live")
@@ -37,6 +39,10 @@ TRADE_COLUMNS = (
 )
 DEFAULT_DURATION = "24h"
 mode_option = click.option("--mode", type=click.Choice(MODES))
+limit_option = click.option(
+    "--limit", type=click.IntRange(1, LIMIT_MAX), default=20, show_default=True, help="Rows at most."
+)
+order_option = click.option("--order", type=click.Choice(["newest", "oldest"]), default="newest", show_default=True)
 trader_option = click.option("--trader", "trader_id", help="A trader's id.")
 
 
@@ -60,20 +66,24 @@ def _queries() -> Queries:
 
 
 def _parameters(_: click.Context, __: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any] | None:
-    """Values that are JSON are what they say: 5 is a number, "5" in double quotes and five are texts."""
-    import json
-
     found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name or name in found:
             raise click.BadParameter(f"got {pair!r}, wanted NAME=VALUE, each name once")
-        try:
-            value = json.loads(text, parse_constant=str)
-        except (ValueError, RecursionError):
-            value = text
-        found[name] = text if isinstance(value, list | dict) else value
+        found[name] = _value(text)
     return found or None
+
+
+def _value(text: str) -> Any:
+    """A value that is JSON is what it says: 5 is a number, "5" in double quotes and five are texts."""
+    import json
+
+    try:
+        value = json.loads(text, parse_constant=str)
+    except (ValueError, RecursionError):
+        return text
+    return text if isinstance(value, list | dict) else value
 
 
 @click.command()
@@ -96,13 +106,56 @@ def query(sql: str, params: dict[str, Any] | None, output: Output, timeout_ms: f
 @click.option("--token", help="Base or quote token.")
 @click.option("--mev-status", type=click.Choice(MEV_STATUSES))
 @span_options()
-@click.option("--limit", type=click.IntRange(1, LIMIT_MAX), default=20, show_default=True, help="Rows at most.")
-@click.option("--order", type=click.Choice(["newest", "oldest"]), default="newest", show_default=True)
+@limit_option
+@order_option
 @result_options(columns_of("TradeRow"), TRADE_COLUMNS)
 def trades(span: dict[str, Any], output: Output, **fields: Any) -> None:
     """The newest trades that match every option given; a table has the chief columns, other formats have all."""
     with _queries() as queries:
         output.show(queries.get_trades(**span, **fields))
+
+
+_CONDITION = re.compile(r"(\w+)( ?)(!=|<=|>=|=|<|>)\2(.*)", re.DOTALL)
+
+
+def _where(layout: RecordLayout, texts: Sequence[str]) -> dict[str, Any]:
+    """What `records` takes: the value of a text column as it stands there, of another one as JSON has it."""
+    kinds = {field.name: field.kind for field in layout.fields}
+    found: dict[str, Any] = {}
+    for text in texts:
+        parts = _CONDITION.fullmatch(text)
+        name, _, operator, value = ("", "", "", "") if parts is None else parts.groups()
+        key = f"{name} {operator}"
+        if parts is None or key in found:
+            wanted = "wanted COLUMN=VALUE (or != < <= > >=), each once"
+            raise click.BadParameter(f"got {text!r}, {wanted}", param_hint="--where")
+        is_text = name in kinds and kinds[name].is_text and value != "null"
+        found[key] = value if is_text else _value(value)
+    return found
+
+
+@click.command()
+@click.argument("record")
+@click.option(
+    "--where", "conditions", multiple=True, metavar="CONDITION",
+    help="Such as venue=kraken, price>=1.5 or note!=null; may be repeated, and each must hold.",
+)  # fmt: skip
+@span_options()
+@limit_option
+@order_option
+@result_options()
+def records(
+    record: str, conditions: tuple[str, ...], span: dict[str, Any], limit: int, order: str, output: Output,
+    timeout_ms: float | None,
+) -> None:  # fmt: skip
+    """The newest rows of RECORD: Trade, ..., a table's name, or MODULE:CLASS of your own."""
+    from ringlog.cli.migrate import record_type_of
+    from ringlog.records import layout_of
+
+    record_type = record_type_of(record, "RECORD")
+    where = _where(layout_of(record_type), conditions)
+    with _queries() as queries:
+        output.show(queries.records(record_type, **span, where=where, limit=limit, order=order, timeout_ms=timeout_ms))
 
 
 @click.command()

@@ -11,11 +11,10 @@ import click
 import msgspec
 
 from ringlog.cli import FAILED, INTERRUPTED
-from ringlog.cli.migrate import record_named
+from ringlog.cli.migrate import record_type_of
 from ringlog.cli.number import UNLIMITED, Number
 from ringlog.cli.output import say, say_json
-from ringlog.naming import did_you_mean
-from ringlog.records import PLATFORM_RECORDS, Record
+from ringlog.records import Record
 from ringlog.settings import Settings
 from ringlog.text import shown
 
@@ -93,7 +92,7 @@ def replay(
     if resume and again:
         raise click.UsageError("got --resume and --again, wanted one of them")
     settings = Settings.from_environment(runtime_dir=runtime_dir)
-    record_type = _record(name)
+    record_type = record_type_of(name)
     mode = "resume" if resume else "again" if again else "new"
     with Replay(
         file, record_type, settings, shape=_shape(record_type, **laid_out), speed=speed, mode=mode, rejects=rejects
@@ -138,20 +137,6 @@ def _shape(
     except ShapeError as error:
         raise click.UsageError(str(error)) from None
     return shape
-
-
-def _record(name: str) -> type[Record]:
-    if ":" in name:
-        return record_named(name)
-    for record in PLATFORM_RECORDS:
-        if name in (record.__name__, record.__table__):
-            return record
-    known = ", ".join(record.__name__ for record in PLATFORM_RECORDS)
-    names = [each for record in PLATFORM_RECORDS for each in (record.__name__, record.__table__)]
-    raise click.BadParameter(
-        f"got {name!r}, wanted one of {known}, their tables, or MODULE:CLASS{did_you_mean(name, names)}",
-        param_hint="--record",
-    )
 
 
 def _summarise(outcome: Outcome) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ringlog.text import shown
@@ -15,8 +15,6 @@ REPR_CELL_MAX = 32
 HTML_ROWS_MAX = 20
 HTML_COLUMNS_MAX = 30
 HTML_CELL_MAX = 80
-# Of a list or of bytes so many are looked at for one cell: each is turned into text.
-_ITEMS_MAX = 100
 
 Row = Sequence[Any]
 
@@ -44,12 +42,26 @@ def in_utc(value: datetime.datetime) -> datetime.datetime:
 
 def cell(value: Any, width_max: int) -> str:
     """A value on one line without control characters, cut to `width_max` characters."""
-    if isinstance(value, bytes | list) and len(value) > _ITEMS_MAX:
-        value = value[:_ITEMS_MAX]
     # Cut before it is escaped, which a text of megabytes would take long for, and after it, as escapes are longer.
-    text = as_text(value)
+    text = ""
+    for part in _parts(value[: width_max + 1] if isinstance(value, bytes) else value):
+        text += part[: width_max + 1]
+        if len(text) > width_max:
+            break
     escaped = shown(text[: width_max + 1])
     return escaped if len(escaped) <= width_max else escaped[: width_max - 1] + "…"
+
+
+def _parts(value: Any) -> Iterator[str]:
+    """The text of a value; of an array, which may be deep and long, one part after the other."""
+    if not isinstance(value, list):
+        yield as_text(value)
+        return
+    yield "["
+    for index, each in enumerate(value):
+        yield ", " if index else ""
+        yield from _parts(each)
+    yield "]"
 
 
 def aligned(lines: Iterable[Sequence[str]]) -> list[str]:

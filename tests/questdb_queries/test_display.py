@@ -53,7 +53,7 @@ def test_finding_32_values_are_seen() -> None:
 @pytest.mark.parametrize("name", ["a", HOSTILE])
 def test_finding_32_hostile_text_is_escaped(name: str) -> None:
     """Finding 32: markup in names and values is text in a notebook, and control characters are escaped in both."""
-    found = result([(name, "str"), ("b", "other")], [(HOSTILE, [HOSTILE])] * 3)
+    found = result([(name, "str"), ("b", "other")], [(HOSTILE, [HOSTILE, None])] * 3)
     page = Tags(found._repr_html_())
     assert page.tags == {"div", "p", "table", "thead", "tbody", "tr", "th", "td"}
     assert "<script>" in page.text
@@ -70,7 +70,8 @@ def test_finding_32_size_is_bounded() -> None:
     assert "… 9,991 more rows" in repr(found)
     assert len(found._repr_html_()) < 100_000
     assert "… 9,981 more rows" in Tags(found._repr_html_()).text
-    wide = result([("x" * 10_000, "other")], [([1.5] * 1_000_000,), (b"\1" * 10_000_000,)])
+    wide = result([("x" * 10_000, "other")], [([1.5] * 1_000_000,), ([[1.5] * 1_000_000] * 9,), (b"\1" * 10_000_000,)])
+    assert repr(wide).count("1.5, 1.5") > 2
     assert max(map(len, repr(wide).splitlines())) <= 120
     assert repr(result([], [])) == "<Result of 0 rows and 0 columns, complete>"
     assert Tags(result([], [])._repr_html_()).text.startswith("Result of 0 rows")

@@ -38,7 +38,14 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "execute_query": ("SELECT 1",),
     "resume": (Continuation("get_mev_analysis", {"duration": 60, "end": 1_760_000_000_000_000}),),
 }
-COMMANDS = (["percentiles"], ["positions"], ["mev"], ["performance", "latency"], ["query", "SELECT 1"])
+COMMANDS = (
+    ["percentiles"],
+    ["positions"],
+    ["mev"],
+    ["records", "Trade"],
+    ["performance", "latency"],
+    ["query", "SELECT 1"],
+)
 
 
 def failure(call: Callable[[], Any]) -> tuple[BaseException | None, float]:

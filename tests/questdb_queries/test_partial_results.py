@@ -17,6 +17,7 @@ from ringlog.questdb import statements
 from ringlog.questdb.async_queries import AsyncQueries
 from ringlog.questdb.queries import Queries
 from ringlog.questdb.results import Result
+from ringlog.records import Trade
 from ringlog.settings import Settings
 from ringlog.times import time_of
 
@@ -95,6 +96,26 @@ def test_partial_trades(queries: Queries, insert: Insert, monkeypatch: pytest.Mo
             rest = queries.resume(first.continuation)
             assert not rest.partial
             assert seqs + [row.seq for row in rest] == (whole if order == "newest" else whole[::-1])
+
+
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize("order", ["newest", "oldest"])
+def test_finding_32_partial_records(
+    queries: Queries, execute: Execute, insert: Insert, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """Finding 32: records, and spans told from now, go on where they were cut, within the span of the first call."""
+    now = execute("SELECT now()::long")[0][0] - 60 * SECOND
+    insert("trades", [trade(now - i * 1_200 * SECOND, mode=("paper", "live")[i % 2]) for i in range(200)])
+    calls: list[Callable[[], Result[Any]]] = [
+        lambda: queries.records(Trade, where={"mode": "paper"}, order=order),
+        lambda: queries.records(Trade, where={"mode": "paper"}, order=order, since="2d", end="1h"),
+        lambda: queries.get_trades(mode="paper", order=order, duration="2d", limit=70),
+    ]
+    for ask in calls:
+        whole = [row[0] for row in ask().tuples()]
+        assert len(whole) in (100, 70)
+        for first, rest in every_cut(queries, monkeypatch, ask):
+            assert [row[0] for part in (first, rest) for row in part.tuples()] == whole
 
 
 @pytest.mark.usefixtures("empty")

@@ -121,6 +121,34 @@ def test_finding_32_parameters(environment: dict[str, str]) -> None:
     assert "wanted also 'text'" in str(done.exception)
 
 
+@pytest.mark.usefixtures("empty")
+def test_finding_32_records_by_condition(environment: dict[str, str], insert: Insert) -> None:
+    """Finding 32: `records` shows any type's rows; a text column takes its value as it stands, others take JSON."""
+    facts: list[dict[str, Any]] = [{"tx_signature": "5"}, {"tx_signature": "null"}, {"tx_signature": None}]
+    insert("trades", [trade(BASE + i, executed_price=i + 0.5, **fact) for i, fact in enumerate(facts)])
+
+    def prices(*conditions: str) -> list[float]:
+        options = [part for each in conditions for part in ("--where", each)]
+        lines = printed(environment, "records", "Trade", *options, "--since", "2025-10-01", "--format", "ndjson")
+        return [json.loads(line)["executed_price"] for line in lines.splitlines()]
+
+    assert prices() == [2.5, 1.5, 0.5]
+    assert prices("executed_price>=1.5", "executed_price < 2") == [1.5]
+    assert prices("tx_signature=5") == [0.5]
+    assert prices("tx_signature=null") == [2.5]
+    assert prices("mev_protected=true", "transaction_fee=5000", "mode = paper") == [2.5, 1.5, 0.5]
+    for arguments, said in (
+        (["Trad"], "did you mean Trade?"),
+        (["no_module:Fill"], "RECORD: got 'no_module:Fill'"),
+        (["Trade", "--where", "price"], "got 'price', wanted COLUMN=VALUE"),
+        (["Trade", "--where", "mode=paper", "--where", "mode = live"], "each once"),
+    ):
+        done = CliRunner().invoke(ringlog, ["records", *arguments], env=environment)
+        assert (done.exit_code, said in " ".join(done.output.split())) == (2, True), done.output
+    done = CliRunner().invoke(ringlog, ["records", "Trade", "--where", "pric=1"], env=environment)
+    assert "unknown column 'pric' of Trade" in str(done.exception)
+
+
 WRONG = {
     "trades --mode foo": "'--mode': 'foo' is not one of 'paper', 'live'",
     "positions --mode foo": "'--mode': 'foo' is not one of 'paper', 'live'",

@@ -114,6 +114,7 @@ COMMANDS = {
     "get_mev_analysis": ["mev"],
     "get_performance_metrics": ["performance", "latency"],
     "get_latency_percentiles": ["percentiles"],
+    "records": ["records", "Trade"],
 }
 
 
