@@ -192,8 +192,10 @@ def _text_point(owner: str, text: str) -> Point:
 
 
 def _epoch_us(owner: str, moment: datetime.datetime) -> int:
-    if moment.utcoffset() is None:
+    if moment.tzinfo is None or moment.utcoffset() is None:  # pandas' NaT has no offset to be asked for
         raise QueryError(f"{owner}: got a naive datetime {moment}, wanted an aware one (tzinfo=datetime.UTC)")
+    if getattr(moment, "nanosecond", 0):
+        raise QueryError(f"{owner}: got {moment.isoformat()} with nanoseconds, wanted whole microseconds")
     microseconds = microseconds_of(moment)
     if not 0 <= microseconds <= TIMESTAMP_MAX_US:
         raise QueryError(f"{owner}: got {moment.isoformat()}, wanted a time from 1970 up to the year 2100")

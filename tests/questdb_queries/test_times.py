@@ -6,10 +6,12 @@ import asyncio
 import datetime
 import inspect
 import math
+import zoneinfo
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -25,6 +27,7 @@ from ringlog.times import NOW, Bounds, Point, bounds, duration_us, point
 HOUR = 3_600_000_000
 UTC = datetime.UTC
 NINE = 1_796_029_200_000_000  # 2026-11-30T09:00Z
+BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 IN_PARIS = datetime.timezone(datetime.timedelta(hours=1))
 
 POINTS: list[tuple[Any, Point]] = [
@@ -43,6 +46,10 @@ POINTS: list[tuple[Any, Point]] = [
     ("2d", Point(48 * HOUR, is_ago=True)),
     ("1w", Point(168 * HOUR, is_ago=True)),
     (np.int8(100), Point(100_000_000, is_ago=True)),
+    (pd.Timestamp(NINE, unit="us", tz="Europe/Paris"), Point(NINE)),
+    (pd.Timedelta(hours=1), Point(HOUR, is_ago=True)),
+    (datetime.datetime(2026, 10, 25, 2, 30, tzinfo=BERLIN), Point(1_792_888_200_000_000)),
+    (datetime.datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=BERLIN), Point(1_792_888_200_000_000 + HOUR)),
 ]
 
 
@@ -67,7 +74,8 @@ NO_TIMES: list[Any] = [
     datetime.datetime(2026, 11, 30), datetime.datetime.max.replace(tzinfo=UTC),
     datetime.datetime.min.replace(tzinfo=UTC), datetime.timedelta(0), datetime.timedelta(hours=-1),
     datetime.timedelta.max, datetime.timedelta.min, b"1h", [], 1j, np.timedelta64(1, "h"),
-    np.datetime64("2026-11-30"), np.bool_(True),
+    np.datetime64("2026-11-30"), np.bool_(True), pd.NaT, pd.Timestamp(NINE, unit="us"),
+    pd.Timestamp(NINE * 1_000 + 1, unit="ns", tz="UTC"), pd.Timedelta(1, "ns"), datetime.time(9),
 ]  # fmt: skip
 
 

@@ -253,6 +253,8 @@ async def test_finding_32_parameters_by_name(clients: tuple[Queries, AsyncQuerie
     )
     rows = await both(clients, lambda queries: queries.execute_query(sql, {"note": HOSTILE, "end": fills}))
     assert rows == [("okx", HOSTILE, "%")]
+    texts = "SELECT null AS nothing, %(a)s AS a, %(a)s AS b"  # which the server has no binary form of
+    assert await both(clients, lambda queries: queries.execute_query(texts, {"a": "%s"})) == [(None, "%s", "%s")]
     assert await both(clients, lambda queries: queries.execute_query("SELECT '%(a)s %' x")) == [("%(a)s %",)]
     assert await both(clients, lambda queries: queries.execute_query("SELECT '%%' x", {})) == [("%",)]
 
