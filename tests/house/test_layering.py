@@ -16,6 +16,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "environment", "naming", "text"}),
     frozenset({"settings", "records", "layout", "disk", "spans", "shielded_logger", "times"}),
     frozenset({"columns", "validation", "migration", "transport", "libpq"}),
+    frozenset({"_ring_append"}),
     frozenset(
         {"pooling", "_ring", "_ring_python", "_decode", "_decode_python", "spool", "ledger", "dead_letters", "pressure"}
     ),

@@ -6,12 +6,13 @@ import importlib
 import mmap
 import struct
 from collections.abc import Callable
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
 
+from ringlog import _ring_python
 from ringlog.layout import HEAD_OFFSET, REFUSED_OFFSET, REFUSED_WORDS, STATE_OFFSET, TAIL_OFFSET, Refused
 from ringlog.records import Double, Json, Kind, Long, Record, RecordLayout, Symbol, Varchar, defaults_of, layout_of
 from ringlog.validation import Coercion
@@ -36,8 +37,13 @@ class Everything(Record):
     flag: bool = False
 
 
-def module(name: str) -> ModuleType:
-    """`ringlog._ring` or the like; skips, with the reason, where the C extension was not built."""
+def module(name: str) -> Any:
+    """`ringlog._ring` or the like; skips, with the reason, where the C extension was not built.
+
+    `plain` is the Python ring with the appends that its generated ones are compared with.
+    """
+    if name == "plain":
+        return SimpleNamespace(Ring=_ring_python.Ring, Appender=_ring_python.PlainAppender)
     try:
         return importlib.import_module(f"ringlog.{name}")
     except ImportError as error:
@@ -103,7 +109,7 @@ class RingUnderTest:
 
     def __init__(
         self,
-        implementation: ModuleType,
+        implementation: Any,
         record_type: type[Record] = Everything,
         capacity: int = 8,
         recover: Callable[[], Any] | None = None,

@@ -1,4 +1,4 @@
-"""The same calls to the C ring and to the Python ring: the same bytes, results, counts and errors."""
+"""The same calls to the C ring, the Python ring and its plain appends: the same bytes, results, counts and errors."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from ringlog.layout import REFUSED_WORDS, STATE_OFFSET, TAIL_OFFSET, Refused
 from ringlog.records import layout_of
 
 STAMP = 1_767_225_600_000_000
+NAMES_OF_RINGS = ("_ring", "_ring_python", "plain")
+Rings = tuple[RingUnderTest, ...]
 NAMES = tuple(field.name for field in layout_of(Everything).fields)
 
 
@@ -81,36 +83,37 @@ def outcome(call: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def rings() -> tuple[RingUnderTest, RingUnderTest]:
-    """A C ring and a Python ring, alike."""
-    return RingUnderTest(module("_ring")), RingUnderTest(module("_ring_python"))
+def rings() -> Rings:
+    """A C ring, a Python ring and one with plain appends, alike."""
+    return tuple(RingUnderTest(module(name)) for name in NAMES_OF_RINGS)
 
 
-def assert_alike(rings: tuple[RingUnderTest, RingUnderTest]) -> None:
+def assert_alike(rings: Rings) -> None:
     """Heads, counts, and the meaning of every slot that is not given back agree."""
-    native, python = rings
-    assert native.lane.head == python.lane.head
-    assert native.ring.refused() == python.ring.refused()
-    assert native.ring.last_refused == python.ring.last_refused
+    native, *others = rings
     tail = native.lane.word(TAIL_OFFSET)
-    held = [ring.lane.slots(tail, ring.lane.head - tail) for ring in rings]
-    for left, right in zip(*held, strict=True):
-        assert plain(native.layout, left) == plain(python.layout, right)
+    held = native.lane.slots(tail, native.lane.head - tail)
+    for other in others:
+        assert native.lane.head == other.lane.head
+        assert native.ring.refused() == other.ring.refused()
+        assert native.ring.last_refused == other.ring.last_refused
+        for left, right in zip(held, other.lane.slots(tail, len(held)), strict=True):
+            assert plain(native.layout, left) == plain(other.layout, right)
 
 
-def empty(rings: tuple[RingUnderTest, RingUnderTest]) -> None:
+def empty(rings: Rings) -> None:
     for ring in rings:
         ring.lane.set_word(TAIL_OFFSET, ring.lane.head)
 
 
 @given(name=st.sampled_from(NAMES[:-1]), value=VALUES)
 @settings(max_examples=800, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_value_in_any_field(rings: tuple[RingUnderTest, RingUnderTest], name: str, value: Any) -> None:
+def test_any_value_in_any_field(rings: Rings, name: str, value: Any) -> None:
     """Whatever is passed for a field, both rings store the same or say the same."""
     empty(rings)
     row = {**GOOD, name: value}
     by_name = [outcome(ring.append, **row) for ring in rings]
-    assert by_name[0] == by_name[1]
+    assert by_name == by_name[:1] * len(rings)
     *fields, stamp = row.values()
     by_place = [outcome(ring.append, *fields, timestamp=stamp) for ring in rings]
     assert by_place == by_name
@@ -119,11 +122,11 @@ def test_any_value_in_any_field(rings: tuple[RingUnderTest, RingUnderTest], name
 
 @given(value=VALUES)
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_timestamp(rings: tuple[RingUnderTest, RingUnderTest], value: Any) -> None:
+def test_any_timestamp(rings: Rings, value: Any) -> None:
     """Whatever is passed as timestamp, both rings store the same or say the same (None is each one's own clock)."""
     empty(rings)
     results = [outcome(ring.append, **{**GOOD, "timestamp": value}) for ring in rings]
-    assert results[0] == results[1]
+    assert results == results[:1] * len(rings)
     if value is not None:
         assert_alike(rings)
 
@@ -134,9 +137,7 @@ def test_any_timestamp(rings: tuple[RingUnderTest, RingUnderTest], value: Any) -
     presets=st.lists(st.sampled_from(NAMES[:-1]), unique=True, max_size=9),
 )
 @settings(max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_arguments(
-    rings: tuple[RingUnderTest, RingUnderTest], places: int, names: list[str], presets: list[str]
-) -> None:
+def test_any_arguments(rings: Rings, places: int, names: list[str], presets: list[str]) -> None:
     """Whatever is passed by place, by name and as presets, both rings store the same or say the same."""
     empty(rings)
     bound = [ring.bind(**{name: GOOD[name] for name in presets}) for ring in rings]
@@ -146,13 +147,13 @@ def test_any_arguments(
     named = {name: GOOD.get(name, 1) for name in names}
     named["timestamp"] = STAMP  # else each ring would stamp its own
     results = [outcome(append, *values, **named) for append in bound]
-    assert results[0] == results[1]
+    assert results == results[:1] * len(rings)
     assert_alike(rings)
 
 
 @given(name=st.sampled_from(NAMES[:-1]), value=VALUES)
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_preset(rings: tuple[RingUnderTest, RingUnderTest], name: str, value: Any) -> None:
+def test_any_preset(rings: Rings, name: str, value: Any) -> None:
     """A preset is checked when it is bound, in the same words as in an append, and written in the same bytes."""
     empty(rings)
     rest = {**GOOD}
@@ -165,17 +166,17 @@ def test_any_preset(rings: tuple[RingUnderTest, RingUnderTest], name: str, value
             results.append((type(error).__name__, str(error)[:60]))
         else:
             results.append((append(**rest), ""))
-    assert results[0] == results[1]
+    assert results == results[:1] * len(rings)
     assert_alike(rings)
 
 
 class BothRings(RuleBasedStateMachine):
-    """A C ring and a Python ring go through the same life, beside a model that is a list."""
+    """A C ring and the Python rings go through the same life, beside a model that is a list."""
 
     @initialize(power=st.integers(0, 4))
     def start(self, power: int) -> None:
         self.capacity = 1 << power
-        self.rings = [RingUnderTest(module(name), capacity=self.capacity) for name in ("_ring", "_ring_python")]
+        self.rings = [RingUnderTest(module(name), capacity=self.capacity) for name in NAMES_OF_RINGS]
         self.model: list[float] = []  # what the present lane accepted
         self.tail = 0
         self.serial = 0
