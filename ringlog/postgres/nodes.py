@@ -121,6 +121,12 @@ def get_all() -> Steps[dict[str, Node]]:
 
 
 @operation
+def get(name: str) -> Steps[Node | None]:
+    rows = yield Statement(f"select {_NODE} from rpc_nodes n where n.name = %s", (checked_text("name", name, 64),))
+    return _node(rows[0]) if rows else None
+
+
+@operation
 def health() -> Steps[dict[str, NodeHealth]]:
     rows = yield Statement(f"select {_HEALTH} from node_health h order by h.node")
     return {row[0]: NodeHealth(*row[:7], *(_utc(at) for at in row[7:])) for row in rows}

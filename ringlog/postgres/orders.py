@@ -128,6 +128,12 @@ def in_state(state: State, trader_id: str) -> Steps[list[OrderRule]]:
     return [_rule(row) for row in rows]
 
 
+@operation
+def get_all() -> Steps[dict[str, OrderRule]]:
+    rows = yield Statement(f"select {_COLUMNS} from order_rules order by armed_at, id")
+    return {str(rule.id): rule for rule in map(_rule, rows)}
+
+
 def _rule(row: tuple[Any, ...]) -> OrderRule:
     values = dict(zip(_NAMES, row, strict=True))
     for name in ("armed_at", "triggered_at", "ended_at"):

@@ -44,6 +44,7 @@ _TRANSIENT_CLASSES = ("08", "53", "57", "40")
 _TRANSIENT_STATES = ("55P03", "25006")
 _SCHEMA_STATES = ("42P01", "42703", "42883", "3F000")
 _VALUE_CLASSES = ("22", "23")
+_FOREIGN_KEY = "23503"  # its detail says which key is missing
 _LOGIN_WORDS = (
     "authentication failed",
     "does not exist",
@@ -401,7 +402,8 @@ def translated(settings: Settings, error: psycopg.Error) -> RinglogError:
         return SchemaMismatch(f"{server}: {text}: run `ringlog migrate --only postgres`")
     if state[:2] in _VALUE_CLASSES or isinstance(error, psycopg.DataError):
         constraint = f" ({error.diag.constraint_name})" if error.diag.constraint_name else ""
-        return PostgresValueError(f"{server}: {text}{constraint}")
+        missing = f": {error.diag.message_detail}" if state == _FOREIGN_KEY and error.diag.message_detail else ""
+        return PostgresValueError(f"{server}: {text}{constraint}{missing}")
     if not state and (advice := untrusted(text, settings, "postgres")):
         return ServerRefused(f"{server}: {advice} ({text})")
     if state[:2] == "28" or (not state and any(words in text for words in _LOGIN_WORDS)):

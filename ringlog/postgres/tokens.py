@@ -95,6 +95,12 @@ def get_many(addresses: Iterable[str]) -> Steps[dict[str, Token]]:
 
 
 @operation
+def get_all() -> Steps[dict[str, Token]]:
+    rows = yield Statement(f"select {_COLUMNS} from tokens order by address")
+    return {token.address: token for token in _tokens(rows)}
+
+
+@operation
 def by_symbol(symbol: str) -> Steps[list[Token]]:
     checked_text("symbol", symbol, SYMBOL_BYTES_MAX)
     order = "order by address"
@@ -144,6 +150,10 @@ class Tokens:
         """The known ones of many addresses, by address, in one round trip."""
         return self._pool.run(get_many(tuple(addresses)))
 
+    def get_all(self) -> dict[str, Token]:
+        """All tokens, by address."""
+        return self._pool.run(get_all())
+
     def by_symbol(self, symbol: str) -> list[Token]:
         """All tokens of a symbol, in any case: symbols are not unique. Ordered by address."""
         return self._pool.run(by_symbol(symbol))
@@ -167,6 +177,9 @@ class AsyncTokens:
 
     async def get_many(self, addresses: Iterable[str]) -> dict[str, Token]:
         return await self._pool.run(get_many(tuple(addresses)))
+
+    async def get_all(self) -> dict[str, Token]:
+        return await self._pool.run(get_all())
 
     async def by_symbol(self, symbol: str) -> list[Token]:
         return await self._pool.run(by_symbol(symbol))
