@@ -21,7 +21,9 @@ from ringlog.records import TIMESTAMP, Field, Kind
 from ringlog.replay.lines import Block, Lines, blocks
 from ringlog.replay.source import Part, Place, Source, no_rows
 from ringlog.replay.unpacking import FileError
-from ringlog.replay.values import of_text
+from ringlog.replay.values import of_object, of_text
+
+DOUBLE_DIGITS = 15  # which a double keeps, whatever they are
 
 
 class LineSource(Source):
@@ -78,6 +80,8 @@ class LineSource(Source):
             digest.update(block.data)
             end = Place(block.offset + len(block.data), block.line + block.newlines, digest.hexdigest())
             yield block, end
+        if not is_begun and stream.broken is not None:
+            raise FileError(f"{self.path}: got {stream.broken} before a whole line, wanted a file that can be unpacked")
         if not is_begun:
             self._begin(Block(1, 0, b"", 0), digest)
         if not is_proved and digest.hexdigest() != place.digest:
@@ -228,7 +232,7 @@ def _starts(data: bytes, newlines: NDArray[np.int64], *, quoted: bool = True) ->
 
 
 class JsonSource(LineSource):
-    """A file with a JSON object a line; empty lines are nothing. Its numbers are read as their texts say."""
+    """A file with a JSON object a line; empty lines are nothing. Its numbers are read as their digits say."""
 
     def _begin(self, block: Block, digest: Any) -> Block:
         """Raises FileError where no object of the first block has a time, and rows are not to be stamped."""
@@ -249,36 +253,57 @@ class JsonSource(LineSource):
     def _part(self, block: Block, after: Place) -> Part:
         texts = block.data.split(b"\n")
         numbers = [number for number, text in enumerate(texts) if text.strip()]
+        plan = [
+            (self._fields[name], column, _PLAIN.get(self._fields[name].kind, _PLAIN_TEXTS))
+            for name, column in self._mapping.items()
+        ]
 
         def row(i: int) -> Mapping[str, Any]:
+            line = texts[numbers[i]]
             try:
-                found = _OBJECT.decode(texts[numbers[i]])
+                found = _OBJECT.decode(line)
             except (msgspec.MsgspecError, RecursionError) as error:
                 raise RecordValueError(f"got no JSON object ({error}), wanted one") from None
-            return self._timed(
-                {
-                    name: self._value(self._fields[name], bytes(found[column]))
-                    for name, column in self._mapping.items()
-                    if column in found
-                }
-            )
+            values = {}
+            for field, column, plain in plan:
+                if column in found:
+                    value = found[column]
+                    values[field.name] = value if type(value) in plain else self._value(field, column, value, line)
+            return self._timed(values)
 
         def text(i: int) -> str:
             return texts[numbers[i]].decode("utf-8", "replace")
 
         return Part(block.line + np.array(numbers, np.int64), None, row, text, [], after)
 
-    def _value(self, field: Field, token: bytes) -> Any:
-        record = self.layout.name
-        if token == b"null":
-            return None
-        if not field.kind.is_text and not token.startswith(b'"'):
-            return of_text(record, field, token, self.times)
-        try:
-            value = msgspec.json.decode(token)
-        except (msgspec.MsgspecError, RecursionError) as error:
-            raise RecordValueError(f"{record}.{field.name}: got no JSON value ({error}), wanted one") from None
-        return value if field.kind.is_text else of_text(record, field, value.encode(), self.times)
+    def _value(self, field: Field, column: str, value: Any, line: bytes) -> Any:
+        kind = type(value)
+        if field.kind.is_text:
+            if kind is _Digits:
+                return float(value)  # for append, which says what it wants
+            # A document inside the row, as JSON itself has its numbers.
+            return msgspec.json.decode(line)[column] if kind in (dict, list) else value
+        if kind is _Digits or kind is str:
+            return of_text(self.layout.name, field, value.encode(), self.times)
+        return of_object(self.layout.name, field, value, self.times)
 
 
-_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+class _Digits(str):
+    """A number that has more digits than a double keeps."""
+
+    __slots__ = ()
+
+
+def _number(text: str) -> float | _Digits:
+    return float(text) if len(text) <= DOUBLE_DIGITS else _Digits(text)
+
+
+# The types that append takes, or refuses by name, as they are.
+_PLAIN_TEXTS: frozenset[type] = frozenset({str, type(None), int, bool, float})
+_PLAIN: dict[Kind, frozenset[type]] = {
+    Kind.DOUBLE: frozenset({float, int, bool, type(None)}),
+    Kind.LONG: frozenset({int, bool, type(None)}),
+    Kind.BOOLEAN: frozenset({bool, int, float, type(None)}),
+    Kind.TIMESTAMP: frozenset(),
+}
+_OBJECT = msgspec.json.Decoder(dict[str, Any], float_hook=_number)

@@ -190,7 +190,14 @@ class _Cells:
             return self._text(self._place(i))
         if pa.types.is_timestamp(self._array.type) and self._field.kind is Kind.TIMESTAMP:
             return self._time(self._array[i])
-        return of_object(self._record, self._field, self._array[i].as_py(), self._times)
+        try:
+            value = self._array[i].as_py()
+        except (ValueError, OverflowError, pa.ArrowException) as error:  # bytes in a struct, dates beyond Python's
+            raise RecordValueError(
+                f"{self._record}.{self._field.name}: got a value of type {self._array.type} that cannot be read "
+                f"({error}), wanted one that can"
+            ) from None
+        return of_object(self._record, self._field, value, self._times)
 
     def _text(self, place: int | None) -> Any:
         length = None if place is None else self._lengths[place].as_py()
@@ -231,5 +238,8 @@ _NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
 
 
 def _shown(scalar: Any) -> Any:
-    """Times with all their decimals; Python's own datetime has six."""
-    return str(scalar) if pa.types.is_timestamp(scalar.type) else scalar.as_py()
+    """Times with all their decimals, of which Python's own datetime has six."""
+    try:
+        return str(scalar) if pa.types.is_timestamp(scalar.type) else scalar.as_py()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        return f"<{scalar.type}: {error}>"

@@ -84,7 +84,7 @@ class Source:
         """Column to field. Raises FileError where a column is missing, double, or mapped and not there."""
         double = sorted(name for name, count in collections.Counter(columns).items() if count > 1)
         if double:
-            raise FileError(f"{self.path}: got column {', '.join(double)} twice, wanted each once")
+            raise FileError(f"{self.path}: got column {', '.join(double[:NAMES_SHOWN_MAX])} twice, wanted each once")
         known = frozenset(columns)
         missing = [
             self._named(name)

@@ -61,6 +61,8 @@ class Times(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises TimeError.
         """
+        if type(value) is int and (unit or self.unit) == "us" and TIMESTAMP_MIN_US <= value <= TIMESTAMP_MAX_US:
+            return value
         match value:
             case None:
                 return None
