@@ -111,7 +111,7 @@ class CsvSource(LineSource):
 
     is_quoted = True
     _columns: list[str]
-    _wanted: dict[str, Field]
+    _wanted: dict[str, str]
 
     def _begin(self, block: Block, digest: Any) -> Block:
         block = super()._begin(block, digest)
@@ -142,7 +142,7 @@ class CsvSource(LineSource):
 
     @property
     def has_timestamps(self) -> bool:
-        return any(field.name == TIMESTAMP for field in self._wanted.values())
+        return TIMESTAMP in self._wanted
 
     def _part(self, block: Block, after: Place) -> Part:
         newlines = np.flatnonzero(np.frombuffer(block.data, np.uint8) == ord("\n"))
@@ -153,7 +153,7 @@ class CsvSource(LineSource):
             table, wrong = self._parsed_singly(block.data, starts)
         lines = block.line + np.searchsorted(newlines, starts)
         sound = np.delete(np.arange(len(starts)), [number for number, _ in wrong])
-        columns = {field.name: table[column] for column, field in self._wanted.items()}
+        columns = {name: table[column] for name, column in self._wanted.items()}
 
         def text_at(number: int) -> str:
             end = starts[number + 1] if number + 1 < len(starts) else len(block.data)
@@ -190,12 +190,18 @@ class CsvSource(LineSource):
                 delimiter=self.shape.delimiter, newlines_in_values=True, invalid_row_handler=refuse
             ),
             pa.csv.ConvertOptions(
-                column_types={column: _arrow_type(self._wanted.get(column)) for column in self._columns},
-                include_columns=list(self._wanted),
+                column_types=self._types(),
+                include_columns=list(dict.fromkeys(self._wanted.values())),
                 null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False, check_utf8=False,
             ),
         )  # fmt: skip
         return table, wrong
+
+    def _types(self) -> dict[str, Any]:
+        """Texts as they stand; those that repeat each once."""
+        repeating = {column for name, column in self._wanted.items() if self._fields[name].kind is Kind.SYMBOL}
+        repeats = pa.dictionary(pa.int32(), pa.binary())
+        return {column: repeats if column in repeating else pa.binary() for column in self._columns}
 
     def _parsed_singly(self, data: bytes, starts: NDArray[np.int64]) -> tuple[Any, list[tuple[int, str]]]:
         tables, wrong = [], []
@@ -210,12 +216,6 @@ class CsvSource(LineSource):
             else:
                 tables.append(table)
         return pa.concat_tables(tables) if tables else self._parsed(b"\n")[0], wrong
-
-
-def _arrow_type(field: Field | None) -> Any:
-    """Texts as they stand; those that repeat each once."""
-    repeats = field is not None and field.kind is Kind.SYMBOL
-    return pa.dictionary(pa.int32(), pa.binary()) if repeats else pa.binary()
 
 
 def _starts(data: bytes, newlines: NDArray[np.int64], *, quoted: bool = True) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,12 +56,13 @@ class ParquetSource(Source):
             raise self._changed(place)
         self._rows = metadata.num_rows
         wanted = self._matched(names)
-        self._has_timestamps = any(field.name == TIMESTAMP for field in wanted.values())
-        leaves = self._leaves(metadata, wanted)
+        self._has_timestamps = TIMESTAMP in wanted
+        columns = list(dict.fromkeys(wanted.values()))
+        leaves = self._leaves(metadata, columns)
         rows, dictionaries = self._bounds(metadata, leaves)
         with pa.parquet.ParquetFile(self.path, read_dictionary=dictionaries, buffer_size=READ_BYTES) as file:
             offset = self._done = 0
-            batches = file.iter_batches(rows, columns=list(wanted))
+            batches = file.iter_batches(rows, columns=columns)
             while (batch := self._next(batches, offset)) is not None:
                 first, offset = offset, offset + batch.num_rows
                 self._done = offset
@@ -87,7 +88,7 @@ class ParquetSource(Source):
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(error, f" behind row {row}") from None
 
-    def _leaves(self, metadata: Any, wanted: Mapping[str, Field]) -> dict[int, Any]:
+    def _leaves(self, metadata: Any, wanted: Collection[str]) -> dict[int, Any]:
         """The stored columns behind the wanted ones, by their number. Raises FileError for lists and wide bytes."""
         found = {}
         for number in range(metadata.num_columns):
@@ -142,8 +143,8 @@ class ParquetSource(Source):
                 values = 1 if shares else max(page.values, 1)
                 extent.value_bytes = max(extent.value_bytes, page.unpacked_bytes / values)
 
-    def _part(self, batch: Any, first: int, wanted: Mapping[str, Field], after: Place) -> Part:
-        columns = {field.name: _as_bytes(batch.column(column)) for column, field in wanted.items()}
+    def _part(self, batch: Any, first: int, wanted: Mapping[str, str], after: Place) -> Part:
+        columns = {name: _as_bytes(batch.column(column)) for name, column in wanted.items()}
         cells = {name: _Cells(self, self._fields[name], column) for name, column in columns.items()}
 
         def row(i: int) -> Mapping[str, Any]:
@@ -158,11 +159,16 @@ class ParquetSource(Source):
 def _as_bytes(array: Any) -> Any:
     """Texts as binary, whose bytes are looked at later: Arrow gives out strings that are not UTF-8."""
     if isinstance(array, pa.DictionaryArray):
+        if not _is_text(array.dictionary.type):
+            return array.dictionary_decode()
         return pa.DictionaryArray.from_arrays(array.indices, _as_bytes(array.dictionary), safe=False)
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    if any(is_kind(array.type) for is_kind in (*kinds, pa.types.is_large_binary, pa.types.is_binary_view)):
-        return array.cast(pa.binary())
-    return array
+    return array.cast(pa.binary()) if _is_text(array.type) else array
+
+
+def _is_text(kind: Any) -> bool:
+    strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    binaries = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(kind) for is_kind in (*strings, *binaries))
 
 
 class _Cells:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ringlog.errors import RecordTypeError, RecordValueError
 from ringlog.naming import did_you_mean
-from ringlog.records import TIMESTAMP, Field, RecordLayout
+from ringlog.records import TIMESTAMP, RecordLayout
 from ringlog.replay.shape import Shape
 from ringlog.replay.unpacking import FileError
 
@@ -80,8 +80,8 @@ class Source:
         """Whether rows say when they were; only known once columns are."""
         return True
 
-    def _matched(self, columns: Sequence[str]) -> dict[str, Field]:
-        """Column to field. Raises FileError where a column is missing, double, or mapped and not there."""
+    def _matched(self, columns: Sequence[str]) -> dict[str, str]:
+        """Field to column. Raises FileError where a column is missing, double, or mapped and not there."""
         double = sorted(name for name, count in collections.Counter(columns).items() if count > 1)
         if double:
             raise FileError(f"{self.path}: got column {', '.join(double[:NAMES_SHOWN_MAX])} twice, wanted each once")
@@ -93,7 +93,7 @@ class Source:
         ]
         if missing:
             raise self._lacking(columns, missing)
-        return {column: self._fields[name] for name, column in self._mapping.items() if column in known}
+        return {name: column for name, column in self._mapping.items() if column in known}
 
     def _named(self, name: str) -> str:
         column = self._mapping[name]

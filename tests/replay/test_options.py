@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from lane_samples import Drained
 from replay_files import FIELDS, csv_bytes, trade, trades, written
-from test_sources import row_by_row, shaped, source
+from test_sources import at_once, row_by_row, same, shaped, source
 
 from ringlog.cli import ringlog
 from ringlog.errors import RinglogError
@@ -285,3 +285,29 @@ def test_options_that_fit_nothing(
     result = CliRunner().invoke(ringlog, ["replay", str(path), "--record", "Trade", *arguments])
     text = result.output + (f"{result.exception}" if isinstance(result.exception, RinglogError) else "")
     assert (result.exit_code, what in " ".join(text.replace("│", " ").split())) == (status, True), text
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.parquet"])
+def test_one_column_for_several_fields(name: str, tmp_path: Path) -> None:
+    """Each field that is mapped to a column has its values, however many others are too."""
+    path = written(tmp_path / name, trades(5))
+    shape = Shape(mapping={"base_amount": "quote_amount", "executed_price": "quote_amount", "base_token": "mode"})
+    (part,) = shaped(path, shape).parts(Place())
+    rows, wrong = row_by_row(part)
+    amounts = [trade(n)["quote_amount"] for n in range(5)]
+    assert wrong == []
+    for field in ("base_amount", "executed_price", "quote_amount"):
+        assert rows[field].tolist() == amounts
+    if part.columns is not None:
+        assert same(at_once(part), rows)
+
+
+def test_times_that_repeat(tmp_path: Path) -> None:
+    """Finding 33: nanoseconds in a dictionary, as of a categorical column, are as exact as any others."""
+    table = pa.Table.from_pylist(trades(3))
+    stamps = pa.array([1_723_161_254_087_896_000, 1_723_161_254_087_896_001] * 2, pa.timestamp("ns", tz="UTC"))
+    column = stamps.dictionary_encode()[:3]
+    pa.parquet.write_table(table.set_column(17, "timestamp", column), tmp_path / "a.parquet")
+    (part,) = source(tmp_path / "a.parquet").parts(Place())
+    rows, wrong = row_by_row(part)
+    assert (len(rows), [number for number, _ in wrong]) == (2, [2])
