@@ -8,6 +8,7 @@ anew, counts and raises: so each refusal and each error has one source.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
 import struct
@@ -16,7 +17,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from ringlog.errors import RecordError
-from ringlog.records.fields import NULL_LENGTH, NULL_LONG, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US, Kind
+from ringlog.records.fields import INT64_MAX, NULL_LENGTH, NULL_LONG, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US, Kind
 from ringlog.validation import TIMESTAMP_AHEAD_MAX_US, clock_us
 
 SYMBOLS_KEPT_MAX = 1024  # of one field of an appender
@@ -30,6 +31,7 @@ _CODES = {Kind.DOUBLE: "d", Kind.LONG: "q", Kind.BOOLEAN: "?"}
 _HELPERS: dict[str, Any] = {
     "missing": _MISSING,
     "RecordError": RecordError,
+    "StructError": struct.error,
     "time_ns": time.time_ns,
     "clock_us": clock_us,
     "pack_length": _LENGTH.pack_into,
@@ -40,34 +42,35 @@ _HELPERS: dict[str, Any] = {
 _OF_THE_RING = ("ring", "plain", "misfit", "coerce", "refuses", "pack_into", "fork", "fence")
 
 
-class _Symbols(dict[str | None, bytes]):
-    """A symbol's bytes in a slot, by its text: length and UTF-8. KeyError for a text that the field does not take."""
+class Symbols:
+    """The bytes of a field's symbols in a slot, length and UTF-8, by their texts: `kept` is what appends look into."""
 
-    def __init__(self, width_bytes: int) -> None:
+    def __init__(self, width_bytes: int, nullable: bool = False, choices: tuple[str, ...] = ()) -> None:
         self._width_bytes = width_bytes
+        self._null: dict[str | None, bytes] = {None: _LENGTH.pack(NULL_LENGTH)} if nullable else {}
+        self._takes_all = not choices
+        self.kept = dict(self._null)
+        for choice in choices:
+            text = str.__str__(choice)
+            with contextlib.suppress(KeyError, UnicodeEncodeError):  # one that no slot can hold
+                self.kept[text] = self._encoded(text)
 
-    def __missing__(self, text: str) -> bytes:
+    def __call__(self, text: str) -> bytes:
+        """For a text that may not be kept yet. KeyError or UnicodeEncodeError where the field does not take it."""
+        if text not in self.kept and self._takes_all:
+            encoded = self._encoded(text)
+            if len(self.kept) > SYMBOLS_KEPT_MAX:
+                self.kept.clear()
+                self.kept.update(self._null)
+            self.kept[text] = encoded
+            return encoded
+        return self.kept[text]
+
+    def _encoded(self, text: str) -> bytes:
         encoded = text.encode()
         if len(encoded) > self._width_bytes or 0 in encoded:
             raise KeyError(text)
-        if len(self) > SYMBOLS_KEPT_MAX:
-            self.clear()
-            self[None] = _LENGTH.pack(NULL_LENGTH)
-        self[text] = image = _LENGTH.pack(len(encoded)) + encoded
-        return image
-
-
-def _choices(choices: tuple[str, ...], width_bytes: int) -> dict[str | None, bytes]:
-    """The same for a field that takes these texts alone."""
-    found: dict[str | None, bytes] = {}
-    symbols = _Symbols(width_bytes)
-    for choice in choices:
-        text = str.__str__(choice)
-        try:
-            found[text] = symbols[text]
-        except (KeyError, UnicodeEncodeError):
-            continue  # one that no slot can hold
-    return found
+        return _LENGTH.pack(len(encoded)) + encoded
 
 
 class _Piece:
@@ -88,9 +91,11 @@ class _Piece:
             case Kind.BOOLEAN:
                 return f"(f{i} is True or f{i} is False)"
             case Kind.DOUBLE:
-                exact = f"type(f{i}) is float and low{i} <= f{i} <= high{i}"
+                # Not as a chain: each of two comparisons before a jump is specialised by the interpreter.
+                exact = f"type(f{i}) is float and low{i} <= f{i} and f{i} <= high{i}"
             case Kind.LONG:
-                exact = f"type(f{i}) is int and low{i} <= f{i} <= high{i}"
+                exact = f"type(f{i}) is int and low{i} <= f{i}"
+                exact += f" and f{i} <= high{i}" if self.maximum < INT64_MAX else ""  # above that packing fails
                 exact += f" and f{i} in choices{i}" if self.choices else ""
             case _:
                 exact = f"type(f{i}) is str"
@@ -99,9 +104,7 @@ class _Piece:
     def prepared(self) -> list[str]:
         """Statements that turn a text into bytes; KeyError or UnicodeEncodeError where they are not right."""
         i = self.index
-        if self.is_kept:
-            return [f"t{i} = kept{i}[f{i}]"]
-        if not self.kind.is_text:
+        if self.is_kept or not self.kind.is_text:
             return []
         lines = [f"t{i} = f{i}.encode()", f"n{i} = len(t{i})"]
         lines += [f"if n{i} > {self.width} or nul in f{i}:", f"    raise KeyError(f{i})"]
@@ -131,10 +134,8 @@ class _Piece:
         """What its statements name besides arguments."""
         i = self.index
         if self.is_kept:
-            kept = _choices(self.choices, self.width) if self.choices else _Symbols(self.width)
-            if self.nullable:
-                kept[None] = _LENGTH.pack(NULL_LENGTH)
-            return {f"kept{i}": kept}
+            symbols = Symbols(self.width, self.nullable, self.choices)
+            return {f"symbols{i}": symbols, f"kept{i}": symbols.kept}
         if self.kind in (Kind.DOUBLE, Kind.LONG):
             limits = {f"low{i}": self.minimum, f"high{i}": self.maximum}
             return {**limits, f"choices{i}": frozenset(self.choices)} if self.choices else limits
@@ -294,29 +295,36 @@ def _writing(
         "words[head_word] = ring.head = head + 1",  # SYNC POINT head: with the drain
         "return True",
     ]
-    bounds = f"{TIMESTAMP_MIN_US} <= stamp <= {TIMESTAMP_MAX_US}"
+    bounds = f"{TIMESTAMP_MIN_US} <= stamp and stamp <= {TIMESTAMP_MAX_US}"
+    symbols = [piece.index for piece in varying if piece.is_kept]
+    kept = ["    try:", *(f"        t{i} = kept{i}[f{i}]" for i in symbols)]
+    kept += ["    except KeyError:", *(f"        t{i} = symbols{i}(f{i})" for i in symbols)]
     lines = [
         "try:",
+        *(kept if symbols else []),
         *(f"    {line}" for piece in varying for line in piece.prepared()),
-        "    if ring._generation == fork[0]:",
-        "        with ring._lock:",
-        "            if not ring._inside:",
+        "    lane = ring._lane",
+        "    memory, words, board, state, head_word, refuse, slots_at, mask, acquire, release, generation = lane",
+        "    if generation == fork[0]:",  # else there is no lane, or one of this process's parent
+        "        acquire()",
+        "        try:",
+        "            if not ring._inside and ring._lane is lane:",
         "                ring._inside = True",
         "                try:",
         "                    head = ring.head",
-        "                    if head < ring._limit:",
-        "                        memory, words, board, state, head_word, refuse, slots_at, mask = ring._lane",
-        "                        if timestamp is missing or timestamp is None:",
-        "                            stamp = time_ns() // 1000",
-        "                        else:",
-        "                            stamp = timestamp",
-        f"                        if not words[state] and not board[refuse] and {bounds}:",
-        *(f"                            {line}" for line in inside),
+        "                    if timestamp is missing or timestamp is None:",
+        "                        stamp = time_ns() // 1000",
+        "                    else:",
+        "                        stamp = timestamp",
+        f"                    if head < ring._limit and not words[state] and not board[refuse] and {bounds}:",
+        *(f"                        {line}" for line in inside),
         "                finally:",
         "                    ring._inside = False",
         "                    if ring._detaching:",
         "                        ring._leave_late()",
-        "except (KeyError, UnicodeEncodeError, OverflowError):",
-        "    pass",  # a text that is wrong, or a clock beyond 2262
+        "        finally:",
+        "            release()",
+        "except (KeyError, UnicodeEncodeError, OverflowError, StructError):",
+        "    pass",  # a text or a number that is wrong, or a clock beyond 2262
     ]
     return [*lines, _plain(varying)]

@@ -33,6 +33,7 @@ from ringlog.records.fields import (
 from ringlog.validation import clock_us
 
 FIELDS_MAX = 64
+NO_LANE: tuple[Any, ...] = (*[None] * 10, -1)  # what a generated append needs of the lane; the last is whose it is
 _WORD = struct.Struct("@Q")  # native: one 8-byte store, where "=Q" would be eight of one byte
 _fork_generation = [0]  # one more in each forked child; a list, which the generated appends look into
 
@@ -108,7 +109,7 @@ class Ring:
         self._detaching = False  # asked for inside an append: done when that leaves
         self._lock_generation = self._generation = _fork_generation[0]
         self._limit = 0  # the head at which the lane is full, as far as is known
-        self._lane: tuple[Any, ...] = ()
+        self._lane = NO_LANE
 
     def attach(self, memory: Any, board: Any, slots_offset: int, capacity: int, words: tuple[int, ...]) -> None:
         """Writes to this lane from now on; `words` are the offsets of state, head, tail, refused and refuse."""
@@ -150,7 +151,7 @@ class Ring:
         self._capacity = capacity
         self._lane = (
             self._memory, self._words, self._board_words, self._state, self._head_word, self._refuse, slots_offset,
-            capacity - 1,
+            capacity - 1, self._lock.acquire, self._lock.release, _fork_generation[0],
         )  # fmt: skip
         self.head = self._words[self._head_word]
         self._set_tail(self._words[self._tail_word])
@@ -173,7 +174,7 @@ class Ring:
                 self._left_refused[reason] += self._words[self._refused + reason]
         self.attached = False
         self._limit = 0
-        self._lane = ()
+        self._lane = NO_LANE
         for view in (self._words, self._board_words, self._memory, self._board):
             view.release()
 

@@ -31,7 +31,7 @@ from ringlog.records import (
     defaults_of,
     layout_of,
 )
-from ringlog.ring import IMPLEMENTATION, load, new_appender, new_ring
+from ringlog.ring import IMPLEMENTATION, MISSING_C, advice, load, new_appender, new_ring, told
 from ringlog.settings import Settings
 from ringlog.shielded_logger import ShieldedLogger
 from ringlog.validation import Coercion, check_rows
@@ -285,6 +285,11 @@ class Producer:
             self.close()  # all lanes or none
             raise
         logger.info("producer open records=%d ring=%s", len(self._appenders), IMPLEMENTATION)
+        if IMPLEMENTATION == "python":
+            if MISSING_C:
+                logger.warning("producer open with the %s: %s", told(), advice())
+            else:
+                logger.info("producer open with the %s", told())
         return self
 
     def open_board(self, timeout_seconds: float, still_seconds: float) -> Board:

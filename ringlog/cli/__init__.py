@@ -82,7 +82,9 @@ class LazyGroup(click.Group):
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        say(f"ringlog {__version__}")
+        from ringlog.ring import told
+
+        say(f"ringlog {__version__} ({told()})")
         context.exit()
 
 

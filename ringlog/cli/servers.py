@@ -11,6 +11,7 @@ import click
 
 from ringlog.cli import FAILED
 from ringlog.cli.output import say, say_json
+from ringlog.ring import told
 from ringlog.servers.background import KINDS, Background
 from ringlog.servers.embedded import EmbeddedServer
 from ringlog.settings import PREFIX, Secret, Settings
@@ -78,13 +79,14 @@ def status(runtime_dir: str | None, as_json: bool) -> None:
             }
             for kind, server in found.items()
         }
-        say_json({"servers": facts, "settings": settings_of(found)})
+        say_json({"servers": facts, "settings": settings_of(found), "ring": told()})
     elif not found:
         say("no servers: start them with `ringlog up`")
     else:
         for kind, server in found.items():
             ports = " ".join(f"{name}={port}" for name, port in server.ports.items())
             say(f"# {kind:<9} {states[kind]:<8} pid={server.pid} {ports} data={server.data_dir}")
+        say(f"# this interpreter runs the {told()}")
         for line in export_lines(found):
             say(line)
     if not found or set(states.values()) != {"ready"}:

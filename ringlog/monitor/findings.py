@@ -26,6 +26,7 @@ from ringlog.monitor.snapshot import VANISHED, Observer, Snapshot, memory_filesy
 from ringlog.pressure import Thresholds
 from ringlog.questdb.conf import client_conf
 from ringlog.records import RecordLayout
+from ringlog.ring import MISSING_C, advice, told
 from ringlog.settings import Settings, redis_out_of_bounds
 from ringlog.text import quoted
 from ringlog.transport import is_encrypted
@@ -90,6 +91,7 @@ def diagnosed(settings: Settings, layouts: Sequence[RecordLayout], environ: Coll
     from ringlog.monitor.databases import servers
 
     yield from validated(settings, layouts)
+    yield Finding("ring", "warn" if MISSING_C else "ok", f"{told()} in this interpreter", advice())
     yield from _directories(settings)
     yield from _shared_memory(settings)
     try:

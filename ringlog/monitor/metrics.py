@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from ringlog.errors import ConfigurationError
 from ringlog.monitor.snapshot import LaneFigures, Observer, Snapshot
+from ringlog.ring import IMPLEMENTATION
 from ringlog.settings import Settings
 
 LOOK_SECONDS_MIN = 0.5  # scrapes within it are answered from the look before: they cannot keep the writer busy
@@ -40,6 +41,9 @@ class InstanceCollector(Collector):
 
 def _instance(snapshot: Snapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily("ringlog_accepting", "1 while the board lets producers append.", snapshot.accepting)
+    ring = GaugeMetricFamily("ringlog_ring_info", "1 for the ring that this interpreter runs.", labels=["ring"])
+    ring.add_metric([IMPLEMENTATION], 1)
+    yield ring
     yield GaugeMetricFamily("ringlog_lane_bytes", "Shared memory of all lanes.", snapshot.lane_bytes)
     yield GaugeMetricFamily("ringlog_spool_bytes", "Bytes of the spool's files.", snapshot.spool.bytes)
     disks = GaugeMetricFamily("ringlog_disk_free_bytes", "Free space, by what lies on the disk.", labels=["disk"])

@@ -54,7 +54,7 @@ def _headline(snapshot: Snapshot) -> RenderableType:
     says = "[green]accepting[/]" if snapshot.accepting else f"[bold red]REFUSING: {escape(snapshot.reason)}[/]"
     return Text.from_markup(
         f"[bold]{snapshot.time[11:19]} UTC[/]  {says}  {producers} producers, {len(snapshot.lanes)} lanes, "
-        f"[bold]{snapshot.rate:,.0f}[/] records/s  [dim]{escape(snapshot.runtime_dir)}[/]",
+        f"[bold]{snapshot.rate:,.0f}[/] records/s  [dim]{escape(snapshot.runtime_dir)}  {escape(snapshot.ring)}[/]",
         overflow="ellipsis",
     )
 

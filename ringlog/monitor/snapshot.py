@@ -24,6 +24,7 @@ from ringlog.layout import LaneState, refusals_by_name
 from ringlog.monitor.probes import ServerFigures
 from ringlog.monitor.rows import time_of
 from ringlog.pressure import Level, Thresholds
+from ringlog.ring import told
 from ringlog.settings import Settings
 
 MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
@@ -105,6 +106,7 @@ class Snapshot(msgspec.Struct):
     spool: SpoolFigures
     disks: list[DiskFigures]
     servers: list[ServerFigures] = []
+    ring: str = ""  # of the interpreter that looks
 
     @property
     def rate(self) -> float:
@@ -164,6 +166,7 @@ class Observer:
             lane_bytes_max=self._settings.lane_bytes_max,
             spool=SpoolFigures(spool_bytes(self._settings.spool_path), self._settings.spool_bytes_max),
             disks=disks(self._settings, str(figures.get("server_dir", ""))),
+            ring=told(),
         )
 
     def _lane(self, card: Card, now_us: int) -> LaneFigures:

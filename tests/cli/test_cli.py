@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from ringlog import __version__
 from ringlog.cli import COMMANDS, quiet_libraries, ringlog
+from ringlog.ring import told
 
 HEAVY = ("numpy", "pandas", "pyarrow", "psycopg", "questdb", "redis", "psutil", "rich", "msgspec", "stamina", "alembic")
 
@@ -56,8 +57,8 @@ def test_every_command_in_the_table_exists(name: str) -> None:
 
 
 def test_version() -> None:
-    """`--version` prints name and version."""
-    assert run("--version").stdout == f"ringlog {__version__}\n"
+    """`--version` prints name, version and which ring runs."""
+    assert run("--version").stdout == f"ringlog {__version__} ({told()})\n"
 
 
 def test_wrong_usage_exits_2() -> None:

@@ -85,14 +85,14 @@ def test_what_is_left_to_the_plain_append(ring: Any) -> None:
 
 def test_symbols_are_kept_within_bounds() -> None:
     """A field whose symbols never repeat keeps a bounded number of them, and each record has its own."""
-    symbols = _ring_append._Symbols(12)
+    symbols = _ring_append.Symbols(12)
     for number in range(3 * _ring_append.SYMBOLS_KEPT_MAX):
         text = f"s{number}"
-        assert symbols[text] == len(text).to_bytes(2, "little") + text.encode()
-        assert len(symbols) <= _ring_append.SYMBOLS_KEPT_MAX + 1
+        assert symbols(text) == len(text).to_bytes(2, "little") + text.encode()
+        assert len(symbols.kept) <= _ring_append.SYMBOLS_KEPT_MAX + 1
     for wrong in ("x" * 13, "a\0"):
         with pytest.raises(KeyError):
-            symbols[wrong]
+            symbols(wrong)
 
 
 class WideTexts(Record):
