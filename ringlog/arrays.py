@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ringlog.errors import RecordError, RecordTypeError, RecordValueError
+from ringlog.errors import RecordError, RecordValueError
 from ringlog.layout import Refused
 from ringlog.records import Record, defaults_of, layout_of
 from ringlog.ring import new_appender, new_ring
-from ringlog.validation import Coercion, clock_words
+from ringlog.validation import Coercion, checked_columns, clock_words
 
 
 def rows_of(record_type: type[Record], columns: Mapping[str, Sequence[Any]]) -> NDArray[Any]:
@@ -21,16 +21,10 @@ def rows_of(record_type: type[Record], columns: Mapping[str, Sequence[Any]]) -> 
 
     Fields left out take their default; `timestamp` left out is stamped now. Raises RecordTypeError, RecordValueError.
     """
-    lengths = {len(values) for values in columns.values()}
-    if len(lengths) != 1:
-        raise RecordTypeError(
-            f"{layout_of(record_type).name}: got columns of {sorted(lengths)} values, wanted one length"
-        )
-    rows = lengths.pop()
-    names = tuple(columns)
-    with _Scratch(record_type, rows) as scratch:
-        for values in zip(*columns.values(), strict=True):
-            if not scratch.append(**dict(zip(names, values, strict=True))):
+    checked = checked_columns(layout_of(record_type).name, columns)
+    with _Scratch(record_type, len(next(iter(checked.values())))) as scratch:
+        for values in zip(*checked.values(), strict=True):
+            if not scratch.append(**dict(zip(checked, values, strict=True))):
                 raise RecordValueError(scratch.refusal)
     return scratch.rows()
 

@@ -208,6 +208,17 @@ class Directory:
         os.close(self.descriptor)
 
 
+def is_there(path: Path) -> bool:
+    """Whether anything lies at `path`. Raises SpoolUnusable where that cannot be told: it must not pass for absent."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise refusal(path, error, "to look at it") from None
+    return True
+
+
 def _sync_directory(path: Path, system: System) -> None:
     """Makes the names in a directory durable that is not ours to keep open."""
     try:

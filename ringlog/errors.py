@@ -37,6 +37,12 @@ def one_line(error: object) -> str:
     return "; ".join(filter(None, lines)).removeprefix("connection failed: ") or type(error).__name__
 
 
+def system_error(error: OSError) -> str:
+    """What a system call met, and at which file, in one line."""
+    said = error.strerror or one_line(error)
+    return said if error.filename is None else f"{error.filename}: got {said}"
+
+
 class RinglogError(Exception):
     """The root of all errors that ringlog raises on purpose."""
 

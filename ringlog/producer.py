@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -67,12 +67,13 @@ class Appender:
         self.append = new_appender(self._ring, {}, self._defaults)
         self._names = tuple(field.name for field in self.layout.fields)
 
-    def bind(self, **presets: Any) -> Callable[..., bool]:
+    def bind(self, /, **presets: Any) -> Callable[..., bool]:
         """An append with these fields preset: it takes the others, in their order, by position or by name.
 
         The time is passed as `timestamp=`, as to `append`.
         Raises RecordTypeError for a field that the record type does not have, or for `timestamp`.
         """
+        presets = {str.__str__(name): value for name, value in presets.items()}  # of a subclass of str, say
         for name in presets:
             if name not in self._names or name == TIMESTAMP:
                 wanted, hint = ", ".join(self._names[:-1]), did_you_mean(name, self._names[:-1])
@@ -92,7 +93,7 @@ class Appender:
             if self._refuses_invalid(error, _count_of(rows)):
                 return 0
             raise
-        return self.append_sound(rows)
+        return self.append_sound(np.asarray(rows))  # what was checked, not what a subclass makes of it
 
     def append_sound(self, rows: NDArray[Any]) -> int:
         """`append_many` for rows that this package made itself and so need no look: wrong ones would be quarantined."""
@@ -231,8 +232,9 @@ class Appender:
 
 def _count_of(rows: Any) -> int:
     """How many records a call with wrong input was about."""
-    is_list = (isinstance(rows, np.ndarray) and rows.ndim > 0) or isinstance(rows, list | tuple)
-    return max(len(rows), 1) if is_list else 1
+    if isinstance(rows, np.ndarray):
+        return max(np.asarray(rows).shape[0], 1) if np.asarray(rows).ndim else 1
+    return max(len(rows), 1) if type(rows) in (list, tuple) else 1
 
 
 def _record_types(records: Any) -> tuple[type[Record], ...]:
@@ -244,6 +246,18 @@ def _record_types(records: Any) -> tuple[type[Record], ...]:
         if not (isinstance(each, type) and issubclass(each, Record)):
             raise RecordTypeError(f"producer: got {each!r} among its record types, wanted classes such as Trade")
     return found
+
+
+def _lane_sizes(lane_bytes: Any, records: Container[type[Record]]) -> dict[type[Record], int]:
+    """The bytes of slots by record type. ConfigurationError where they are none."""
+    if not isinstance(lane_bytes, Mapping):
+        raise ConfigurationError(f"producer: got lane_bytes={lane_bytes!r}, wanted bytes by record type")
+    for record, size in lane_bytes.items():
+        if record not in records:
+            raise ConfigurationError(f"producer: got lane_bytes of {record!r}, wanted them of its record types alone")
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size <= 0:
+            raise ConfigurationError(f"producer: got lane_bytes of {record.__name__} {size!r}, wanted a positive int")
+    return {record: int(size) for record, size in lane_bytes.items()}
 
 
 class Producer:
@@ -266,13 +280,18 @@ class Producer:
     ) -> None:
         if on_invalid not in ("raise", "refuse"):
             raise ConfigurationError(f"producer: got on_invalid={on_invalid!r}, wanted 'raise' or 'refuse'")
+        if settings is not None and not isinstance(settings, Settings):
+            raise ConfigurationError(
+                f"producer: got settings of type {type(settings).__name__}, wanted ringlog.Settings"
+            )
         self.refuses_invalid = on_invalid == "refuse"
         self._unknown_said_by = float("-inf")
         self.instance = Instance(settings if settings is not None else Settings.from_environment())
         self.board: Board | None = None
         self.is_closed = False
-        sizes = lane_bytes or {}
-        self._appenders = {record: Appender(record, self, sizes.get(record)) for record in _record_types(records)}
+        types = _record_types(records)
+        sizes = _lane_sizes({} if lane_bytes is None else lane_bytes, types)
+        self._appenders = {record: Appender(record, self, sizes.get(record)) for record in types}
 
     def open(self) -> Producer:
         """Claims a lane for every record type. Raises LaneError (BudgetExhausted, SharedMemoryFull) where it cannot."""
@@ -303,7 +322,7 @@ class Producer:
         """The appender of a record type that this producer was made for. Raises RecordTypeError for another."""
         try:
             return self._appenders[record_type]
-        except KeyError:
+        except (KeyError, TypeError):  # no type at all may have no hash
             known = ", ".join(record.__name__ for record in self._appenders)
             raise RecordTypeError(f"producer: got record type {record_type!r}, wanted one of {known}") from None
 

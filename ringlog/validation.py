@@ -10,7 +10,7 @@ import json
 import math
 import operator
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any, NoReturn
 
 import msgspec
@@ -273,6 +273,27 @@ def _json(record: str, field: Field, value: dict[Any, Any] | list[Any]) -> str:
 
 def _listed(choices: Sequence[Any]) -> str:
     return ", ".join(repr(choice) for choice in choices)
+
+
+def checked_columns(record: str, columns: Any) -> dict[str, list[Any]]:
+    """Columns by field name, all of one length. RecordTypeError where they are none, or an object of the caller's
+    raises."""
+    try:
+        given = {str.__str__(name): values for name, values in dict(columns).items()}
+        unordered = [name for name, values in given.items() if isinstance(values, Set | Mapping)]
+        found = {name: list(values) for name, values in given.items()}
+    except Exception as error:
+        raise RecordTypeError(
+            f"{record}: got {_named(columns)} {_shown(columns)}, wanted columns by field name, each a sequence of "
+            f"values ({_said(error)})"
+        ) from error
+    lengths = {len(values) for values in found.values()}
+    if unordered or len(lengths) != 1:
+        got = (
+            f"a column without order ({_shown(unordered[0])})" if unordered else f"columns of {sorted(lengths)} values"
+        )
+        raise RecordTypeError(f"{record}: got {got}, wanted {'sequences' if unordered else 'one length'}")
+    return found
 
 
 def check_rows(layout: RecordLayout, rows: NDArray[Any]) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from ringlog.disk import Directory
+from ringlog.disk import Directory, is_there
 from ringlog.errors import LaneError, SegmentRefused
 from ringlog.lanes.claims import Card, cards
 from ringlog.lanes.instance import Instance, boot_id, check_private
@@ -53,7 +53,7 @@ class Snapshot(msgspec.Struct):
 def spool_directory(instance: Instance) -> Iterator[Directory | None]:
     """The instance's spool, None where there is none yet."""
     path = instance.settings.spool_path
-    if not path.exists():
+    if not is_there(path):
         yield None
         return
     directory = Directory.open(path)
@@ -68,7 +68,7 @@ def take(instance: Instance, directory: Directory | None) -> Snapshot:
 
     Raises LaneError where the runtime directory is missing or not private, SpoolUnusable (the ledger's version).
     """
-    if not instance.runtime_dir.exists():
+    if not is_there(instance.runtime_dir):
         raise LaneError(f"{instance.runtime_dir}: got no such directory, wanted an instance's runtime directory")
     check_private(instance.runtime_dir)
     for _ in range(ATTEMPTS_MAX):
@@ -129,8 +129,8 @@ def _attach(instance: Instance, readers: dict[int, LaneReader], gone: dict[int, 
 
     Those whose segment does not exist are put in `gone`.
     """
-    unreadable = {}
-    for card in cards(instance):
+    unreadable: dict[int, str] = {}
+    for card in cards(instance, broken=unreadable):
         if card.lane in readers or card.boot_id != boot_id():
             continue
         try:

@@ -18,7 +18,7 @@ import click
 
 from ringlog import __version__
 from ringlog.cli.output import say
-from ringlog.errors import RinglogError
+from ringlog.errors import RinglogError, system_error
 from ringlog.naming import did_you_mean
 from ringlog.text import LineFormatter
 
@@ -141,6 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except RinglogError as error:
         say(f"ringlog: {error}", err=True)
+        sys.exit(FAILED)
+    except OSError as error:  # a file that this user cannot use, a disk, a limit: nothing that a traceback explains
+        logging.getLogger("ringlog.cli").debug("ended by a system call", exc_info=True)
+        say(f"ringlog: {system_error(error)}", err=True)
         sys.exit(FAILED)
     except (click.Abort, KeyboardInterrupt):
         say("ringlog: interrupted", err=True)

@@ -13,7 +13,7 @@ import msgspec
 from ringlog.cli import FAILED
 from ringlog.cli.output import say, say_json
 from ringlog.dead_letters import DeadLetter, DeadLetters
-from ringlog.disk import Directory
+from ringlog.disk import Directory, is_there
 from ringlog.lanes.instance import boot_id
 from ringlog.naming import nearest
 from ringlog.records import PLATFORM_RECORDS, RecordLayout
@@ -31,7 +31,7 @@ def _check_table(context: click.Context, _: click.Parameter, table: str | None) 
 
     path = Settings.from_environment(runtime_dir=context.params["runtime_dir"]).spool_path
     known = {record.__table__ for record in PLATFORM_RECORDS}
-    if path.exists():
+    if is_there(path):
         directory = Directory.open(path)
         try:
             accounts = read_accounts(directory, boot_id())
@@ -63,7 +63,7 @@ def _store(runtime_dir: str | None) -> Iterator[tuple[Settings, DeadLetters | No
     """The instance's dead letters, None where it never had any."""
     settings = Settings.from_environment(runtime_dir=runtime_dir)
     path = settings.spool_path / DIRECTORY_NAME
-    if not path.exists():
+    if not is_there(path):
         yield settings, None
         return
     directory = Directory.open(path)

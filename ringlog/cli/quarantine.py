@@ -11,7 +11,7 @@ import msgspec
 
 from ringlog.cli.dead_letters import lane_number, selection
 from ringlog.cli.output import say, say_json
-from ringlog.disk import Directory
+from ringlog.disk import Directory, is_there
 from ringlog.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def _spool(runtime_dir: str | None) -> Iterator[Directory | None]:
     """The instance's spool, None where it never had one."""
     path = Settings.from_environment(runtime_dir=runtime_dir).spool_path
-    if not path.exists():
+    if not is_there(path):
         yield None
         return
     directory = Directory.open(path)

@@ -7,7 +7,7 @@ import heapq
 import os
 import secrets
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -76,16 +76,19 @@ class Card(msgspec.Struct, frozen=True):
     size_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
     record: str
     table: str
-    owner_pid: int
+    owner_pid: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
     boot_id: str
     claimed_at_us: int
     producer: str = ""  # the claiming process, by a random name: pids repeat from container to container
 
 
-def cards(instance: Instance, known: Container[int] = ()) -> list[Card]:
-    """The cards of the instance's lanes, but for those in `known`; one that is half written or foreign is left out.
+def cards(
+    instance: Instance, known: Container[int] = (), *, broken: MutableMapping[int, str] | None = None
+) -> list[Card]:
+    """The cards of the instance's lanes, but for those in `known`; one that cannot be a lane's is left out.
 
-    Raises LaneError where the directory cannot be listed.
+    Why it is none is put into `broken`, by lane. Raises LaneError where the directory cannot be listed, or a card not
+    be read now (no free descriptor, say): a lane is never taken for absent for that.
     """
     found = []
     try:
@@ -98,10 +101,20 @@ def cards(instance: Instance, known: Container[int] = ()) -> list[Card]:
         number, _, suffix = name.partition(".")
         if suffix != "json" or _number_of(number) in known:
             continue
+        path = instance.lanes_dir / name
         try:
-            found.append(msgspec.json.decode(read_private(instance.lanes_dir / name), type=Card))
-        except (OSError, LaneError, msgspec.MsgspecError):
+            card = msgspec.json.decode(read_private(path), type=Card)
+            if card.lane != _number_of(number):
+                raise LaneError(f"{path}: got lane {card.lane:016x}, wanted that of the file's name")
+        except FileNotFoundError:  # removed meanwhile
             continue
+        except OSError as error:
+            raise LaneError(f"{path}: got {error.strerror}, wanted to read it") from None
+        except (LaneError, msgspec.MsgspecError) as error:
+            if broken is not None and _number_of(number):
+                broken[_number_of(number)] = str(error) if isinstance(error, LaneError) else f"{path}: got {error}"
+        else:
+            found.append(card)
     return found
 
 

@@ -182,10 +182,13 @@ class LaneDirectory:
     def refresh(self) -> None:
         """Attaches lanes that are new since the last look; a lane that cannot be attached is logged once and kept."""
         try:
-            found = cards(self._instance, self.lanes.keys() | self.refused.keys())
+            broken: dict[int, str] = {}
+            found = cards(self._instance, self.lanes.keys() | self.refused.keys(), broken=broken)
         except LaneError as error:  # no free descriptor, say: those that are attached go on
             logger.error("lanes cannot be listed yet: %s", error)
             return
+        for lane, why in broken.items():
+            self._refuse(lane, f"{why}, wanted its card")
         for lane in self.unattached.keys() - {card.lane for card in found}:
             del self.unattached[lane]
         for card in found:
@@ -196,9 +199,9 @@ class LaneDirectory:
             except FileNotFoundError:
                 self._miss(card)
             except SegmentBlank as error:
-                self._refuse(card, f"{error}: somebody emptied it")
+                self._refuse(card.lane, f"{error}: somebody emptied it")
             except SegmentRefused as error:
-                self._refuse(card, str(error))
+                self._refuse(card.lane, str(error))
             except LaneError as error:
                 if card.lane not in self.unattached:
                     logger.error("lane=%016x cannot be attached yet, its records wait in it: %s", card.lane, error)
@@ -211,8 +214,8 @@ class LaneDirectory:
     def _is_owned(self, lane: int) -> bool:
         return is_locked(self._instance.lock_path(lane))
 
-    def _refuse(self, card: Card, why: str) -> None:
-        self.refused[card.lane] = why
+    def _refuse(self, lane: int, why: str) -> None:
+        self.refused[lane] = why
         logger.error("lane refused, left untouched: %s", why)
 
     def _miss(self, card: Card) -> None:

@@ -112,8 +112,9 @@ class LaneView:
 
     @property
     def refused(self) -> tuple[int, ...]:
-        """Records refused by the owner, by reason."""
-        return tuple(load(self._memory, REFUSED_OFFSET + 8 * i) for i in range(REFUSED_WORDS))
+        """Records refused by the owner, by reason; 0 for a count that nobody comes to: somebody wrote there."""
+        counts = (load(self._memory, REFUSED_OFFSET + 8 * i) for i in range(REFUSED_WORDS))
+        return tuple(count if count <= HEAD_MAX else 0 for count in counts)
 
     def timestamp_us(self, seq: int) -> int | None:
         """When record `seq` was appended, microseconds since the epoch; None where its slot holds another one."""

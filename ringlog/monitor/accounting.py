@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ringlog.dead_letters import DeadLetters
-from ringlog.disk import Directory
+from ringlog.disk import Directory, is_there
 from ringlog.errors import SpoolError
 from ringlog.lanes.instance import boot_id
 from ringlog.ledger import Term, read_accounts
@@ -24,9 +24,9 @@ LEVELS = {
 def records(settings: Settings) -> Iterator[Finding]:
     """A finding for each table and kind of records that are accounted for and not in QuestDB."""
     path = settings.spool_path
-    if not path.exists():
-        return
     try:
+        if not is_there(path):
+            return
         directory = Directory.open(path)
     except SpoolError as error:
         yield Finding("records", "fail", str(error), "mend the spool's directory: nothing can be put away meanwhile")

@@ -12,8 +12,8 @@ from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ringlog.disk import Directory
-from ringlog.errors import ConfigurationError, LaneError, SpoolError
+from ringlog.disk import Directory, is_there
+from ringlog.errors import ConfigurationError, LaneError, SpoolError, system_error
 from ringlog.lanes.claims import cards, unfinished
 from ringlog.lanes.instance import Instance, boot_id, check_private
 from ringlog.lanes.segments import SHM, SegmentBlank
@@ -93,7 +93,7 @@ def diagnosed(settings: Settings, layouts: Sequence[RecordLayout], environ: Coll
     yield from validated(settings, layouts)
     yield Finding("ring", "warn" if MISSING_C else "ok", f"{told()} in this interpreter", advice())
     yield from _directories(settings)
-    yield from _shared_memory(settings)
+    yield from _looked_at("shared memory", _shared_memory(settings))
     try:
         boot_id()
     except LaneError as error:
@@ -101,22 +101,31 @@ def diagnosed(settings: Settings, layouts: Sequence[RecordLayout], environ: Coll
         yield Finding("boot", "fail", str(error), fix)
     else:
         try:
-            yield from _instance(settings)
+            yield from _looked_at("lanes", _instance(settings))
         except LaneError as error:
             yield Finding("board", "fail", str(error), "stop producers and writer, and remove the board's segment")
-        yield from records(settings)
+        yield from _looked_at("records", records(settings))
     yield from servers(settings, layouts, environ)
+
+
+def _looked_at(check: str, found: Iterator[Finding]) -> Iterator[Finding]:
+    """What a check finds; where a system call ends it, that is a finding, and the other checks go on."""
+    try:
+        yield from found
+    except OSError as error:
+        fix = "see that this user can read it, and that the limit of open files (ulimit -n) is not reached"
+        yield Finding(check, "fail", f"cannot be looked at: {system_error(error)}", fix)
 
 
 def _directories(settings: Settings) -> Iterator[Finding]:
     for path in (Path(settings.runtime_dir), settings.spool_path):
-        if not path.exists():
-            yield Finding("directories", "warn", f"{path}: not there yet", "the first producer or writer makes it")
-            continue
         try:
+            if not is_there(path):
+                yield Finding("directories", "warn", f"{path}: not there yet", "the first producer or writer makes it")
+                continue
             check_private(path)
             yield Finding("directories", "ok", f"{path}: this user's own, 0700")
-        except LaneError as error:
+        except (LaneError, SpoolError) as error:
             yield Finding("directories", "fail", str(error), f"chmod 700 {quoted(path)}, as the user that runs ringlog")
 
 
@@ -235,9 +244,9 @@ _AFTER_VANISHING = (
 
 def _vanished(settings: Settings, named: Container[str]) -> Iterator[Finding]:
     """Lanes that vanished and no longer have a card, as the ledger knows them; `named` were found by their cards."""
-    if not settings.spool_path.exists():
-        return
     try:
+        if not is_there(settings.spool_path):
+            return
         directory = Directory.open(settings.spool_path)
     except SpoolError:
         return  # `records` says so

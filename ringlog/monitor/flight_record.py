@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def flight_record(where: str, instance: Instance, rows_max: int | None = None) -
     layout version, or is cut short; it is left as it is.
     """
     path = Path(where)
-    if "/" in where or path.is_file():
+    if "/" in where or os.path.isfile(path):
         return _of(LaneView(where, memoryview(_bytes_of(path))), rows_max)
     if not _NAME.fullmatch(where):
         raise LaneError(f"{where!r}: got neither a file nor the name of a segment")

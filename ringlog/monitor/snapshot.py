@@ -6,6 +6,7 @@ Nothing is written, made or locked, so it works whoever is down, and costs the p
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from pathlib import Path
@@ -183,15 +184,14 @@ class Observer:
         )
         try:
             lane = self._watched.get(card.lane) or _Watched(card.segment, card.lane)
+            self._watched[card.lane] = lane
+            _fill(figures, lane, now_us, owned=owned)
         except FileNotFoundError:
             figures.trouble = VANISHED
         except SegmentBlank as error:
             figures.trouble = f"{error}: somebody emptied it"
         except LaneError as error:
             figures.trouble = str(error)
-        else:
-            self._watched[card.lane] = lane
-            _fill(figures, lane, now_us, owned=owned)
         return figures
 
     def _writer(
@@ -228,9 +228,9 @@ def _fill(figures: LaneFigures, lane: _Watched, now_us: int, *, owned: bool) -> 
         figures.owner = "left" if state == LaneState.CLOSED else "adopted"
     elif not owned:
         figures.owner = "dead"
-    tail, head = lane.tail, lane.head  # in this order: the difference is never negative
+    head, tail = lane.cursors()
     figures.capacity, figures.accepted, figures.confirmed = lane.capacity, head, tail
-    figures.waiting = max(min(head - tail, lane.capacity), 0)
+    figures.waiting = min(head - tail, lane.capacity)
     figures.fill = figures.waiting / lane.capacity
     figures.refused = {name: count for name, count in refusals_by_name(lane.refused).items() if count}
     refused = sum(figures.refused.values())
@@ -261,9 +261,10 @@ def _status_of(board: Board | None) -> dict[str, Any]:
 def spool_bytes(path: Path) -> int:
     """All files of the tables' spools together; 0 where there are none."""
     total = 0
-    for file in (path / "tables").glob("*/*"):
-        with contextlib.suppress(OSError):
-            total += file.stat().st_size
+    with contextlib.suppress(OSError):  # of a spool that this user may not look into
+        for file in (path / "tables").glob("*/*"):
+            with contextlib.suppress(OSError):
+                total += file.stat().st_size
     return total
 
 
@@ -284,7 +285,7 @@ def memory_filesystem(path: Path) -> str:
     import psutil
 
     place = Path(path).absolute()
-    while not place.exists() and place != place.parent:
+    while not os.path.exists(place) and place != place.parent:
         place = place.parent
     place = place.resolve()
     try:
@@ -299,7 +300,7 @@ def memory_filesystem(path: Path) -> str:
 
 def _disk(what: str, path: str, limits: Thresholds) -> DiskFigures:
     place = Path(path).absolute()
-    while not place.exists() and place != place.parent:
+    while not os.path.exists(place) and place != place.parent:
         place = place.parent  # not made yet: it will be on this disk
     usage = shutil.disk_usage(place)
     return DiskFigures(what, path, usage.free, usage.total, limits.next(Level.OK, usage.free).name.lower())

@@ -156,6 +156,8 @@ def layout_of(record_type: type[Record]) -> RecordLayout:
     Raises DeclarationError where the class has no table, a field's type has no kind, its limits, width or default
     cannot be stored, or there are too many fields.
     """
+    if not (isinstance(record_type, type) and issubclass(record_type, Record)):
+        raise DeclarationError(f"got {record_type!r}, wanted a record type, such as Trade")
     name = record_type.__name__
     table = record_type.__table__
     if not IDENTIFIER.fullmatch(table):

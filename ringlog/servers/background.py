@@ -11,10 +11,12 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
-from ringlog.errors import ServerError, ServerUnavailable
+from ringlog.errors import LaneError, ServerError, ServerUnavailable
+from ringlog.lanes.instance import check_private, read_private
 from ringlog.servers.embedded import EmbeddedServer, write_private
 from ringlog.servers.postgres import PostgresServer
 from ringlog.servers.questdb import QuestDBServer
@@ -30,7 +32,7 @@ KINDS: dict[str, type[EmbeddedServer]] = {
 class BackgroundServer(msgspec.Struct):
     """One server in `servers.json`; `started` is what `started_at` says of its process."""
 
-    kind: str
+    kind: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(KINDS)})$")]
     pid: int
     started: float
     data_dir: str
@@ -49,7 +51,13 @@ class Background:
         self._path = self._directory / "servers.json"
 
     def find(self) -> dict[str, EmbeddedServer]:
-        """The servers that were started and not stopped, by kind; each may have died since (`running`)."""
+        """The servers that were started and not stopped, by kind; each may have died since (`running`).
+
+        Raises LaneError where the directory is not this user's alone: whoever may write there could name any process
+        as one to stop, and any server as ours.
+        """
+        if os.path.lexists(self._directory):
+            check_private(self._directory)
         return {entry.kind: self._attached(entry) for entry in self._read()}
 
     def up(self, kinds: Sequence[str], data_dir: Path | None = None) -> dict[str, EmbeddedServer]:
@@ -121,10 +129,10 @@ class Background:
 
     def _read(self) -> list[BackgroundServer]:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=list[BackgroundServer])
+            return msgspec.json.decode(read_private(self._path), type=list[BackgroundServer])
         except FileNotFoundError:
             return []
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, LaneError, msgspec.MsgspecError) as error:
             raise ServerError(f"{self._path}: got {error}, wanted what `ringlog up` wrote") from None
 
     def _write(self, servers: dict[str, EmbeddedServer]) -> None:
@@ -139,6 +147,7 @@ class Background:
         """One `up` or `down` at a time in a runtime directory."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            check_private(self._directory)  # before anything in it is opened
             lock = (self._directory / "servers.lock").open("a")
         except OSError as error:
             raise ServerError(f"{self._directory}: wanted a writable runtime directory ({error.strerror})") from None

@@ -18,6 +18,7 @@ import pytest
 import redis
 from lane_samples import eventually
 
+from ringlog.servers.embedded import started_at
 from ringlog.servers.questdb import questdb_jar
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -115,13 +116,41 @@ def test_status_without_servers_exits_1(run: Run) -> None:
 
 def test_damaged_state_file_is_named(run: Run, tmp_path: Path) -> None:
     """A state file that cannot be read is an error naming the file; nothing is killed by a guess."""
-    (tmp_path / "runtime").mkdir()
+    (tmp_path / "runtime").mkdir(mode=0o700)
     (tmp_path / "runtime" / "servers.json").write_text("[{]")
     done = run("status")
     assert done.returncode == 1
     assert "servers.json: got" in done.stderr
     assert "Traceback" not in done.stderr
     (tmp_path / "runtime" / "servers.json").unlink()
+
+
+@pytest.mark.parametrize("mode", [0o777, pytest.param(0o700, marks=pytest.mark.root)])
+def test_a_state_file_that_others_can_write_is_not_believed(run: Run, tmp_path: Path, mode: int) -> None:
+    """Finding 22: in a directory that is another user's, or open to others, `servers.json` could have `down` end any
+    process and `status` lead to any server: refused by name, and nothing ends. (root: another user's.)"""
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "server.json").write_text('{"password": "", "ports": {"redis": 6379}}')
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        started = started_at(psutil.Process(victim.pid))
+        entry = {"kind": "valkey", "pid": victim.pid, "started": started, "data_dir": str(tmp_path / "data")}
+        (runtime / "servers.json").write_text(json.dumps([entry]))
+        os.mkfifo(runtime / "servers.lock")
+        runtime.chmod(mode)
+        if mode == 0o700:
+            os.chown(runtime, 12345, 12345)
+        try:
+            for command in ("status", "down", "up"):
+                done = run(command)
+                assert (done.returncode, done.stdout) == (1, "")
+                assert f"{runtime}: got {'owner uid 12345' if mode == 0o700 else 'mode 0777'}, wanted" in done.stderr
+            assert victim.poll() is None
+        finally:
+            victim.kill()
+    os.chown(runtime, os.geteuid(), os.getegid())
+    shutil.rmtree(runtime)
 
 
 # What of `up` can be seen from outside: by kind, the name of the step and the file that shows it.

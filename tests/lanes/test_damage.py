@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import sys
@@ -14,14 +15,15 @@ from lane_samples import Drained, Sample, text_of
 
 from ringlog import Producer
 from ringlog.audit.snapshot import take
-from ringlog.errors import SegmentRefused
+from ringlog.errors import LaneError, SegmentRefused
 from ringlog.lanes.claims import cards, claim
 from ringlog.lanes.instance import Instance
 from ringlog.lanes.readers import LaneReader
 from ringlog.lanes.segments import attach_segment, inode_of
 from ringlog.lanes.views import LaneView, MappedLane
-from ringlog.layout import HEAD_OFFSET, LAYOUT_OFFSET, LAYOUT_VERSION, STATE_OFFSET, TAIL_OFFSET
+from ringlog.layout import HEAD_OFFSET, LAYOUT_OFFSET, LAYOUT_VERSION, REFUSED_OFFSET, STATE_OFFSET, TAIL_OFFSET
 from ringlog.monitor.flight_record import _of
+from ringlog.monitor.snapshot import Observer
 from ringlog.records import layout_of
 from ringlog.ring import store
 from ringlog.settings import Settings
@@ -104,6 +106,70 @@ def test_17_damaged_lanes_are_refused_untouched(
     assert path.read_bytes() == before
     assert len([record for record in caplog.records if "lane refused" in record.message]) == 1
     lane.close()
+
+
+@linux
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b'{"lane": 1}', b"another lane's"], ids=["empty", "cut", "list", "half", "other"]
+)
+def test_a_damaged_card_is_named(lane_settings: Settings, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Finding 8: the writer's log names a card that leads to no lane, once, and `audit` does not count its lane as
+    looked at; it was left out without a word, and its records with it."""
+    instance = Instance(lane_settings).open()
+    with Producer([Sample], settings=lane_settings) as producer:
+        assert producer.appender(Sample).append(7, text_of(7))
+        lane = producer.appender(Sample).lane
+        assert lane is not None
+        card = instance.card_path(lane)
+        whole = card.read_bytes()
+        card.write_bytes(damage.replace(b"another lane's", whole.replace(str(lane).encode(), b"77")))
+        drained = Drained(lane_settings)
+        assert [drained.numbers(), drained.numbers()] == [[], []]
+        assert str(card) in drained.directory.refused[lane]
+        assert len([record for record in caplog.records if "lane refused" in record.message]) == 1
+        found = take(instance, None)
+        assert str(card) in found.unreadable[lane]
+        assert not found.is_settled
+        card.write_bytes(whole)
+        assert Drained(lane_settings).numbers() == [7]
+
+
+def test_a_card_that_cannot_be_read_now_hides_no_lane(
+    lane_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Finding 1: without a free descriptor the lanes of an instance cannot be told, rather than be none."""
+    instance = Instance(lane_settings).open()
+    with Producer([Sample], settings=lane_settings):
+
+        def out_of_descriptors(_: Path) -> bytes:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr("ringlog.lanes.claims.read_private", out_of_descriptors)
+        with pytest.raises(LaneError, match="got Too many open files, wanted to read it"):
+            take(instance, None)
+
+
+@linux
+def test_no_absurd_count_is_shown(lane_settings: Settings) -> None:
+    """Finding 8: a lane whose words somebody wrote over shows no refusals that nobody can have come to, and no rate by
+    a garbage head: that is its trouble."""
+    with Producer([Sample], settings=lane_settings) as producer:
+        assert producer.appender(Sample).append(7, text_of(7))
+        observer = Observer(lane_settings)
+        assert observer.look().lanes[0].accepted == 1
+        segment = attach_segment(cards(Instance(lane_settings))[0].segment)
+        store(segment.memory, REFUSED_OFFSET, 1 << 63)
+        store(segment.memory, REFUSED_OFFSET + 8, 3)
+        assert observer.look().lanes[0].refused == {"board": 3}
+        store(segment.memory, HEAD_OFFSET, 1 << 62)
+        (lane,) = observer.look().lanes
+        assert (lane.accepted, lane.rate, lane.waiting) == (0, 0.0, 0)
+        assert f"got head {1 << 62}" in lane.trouble
+        store(segment.memory, HEAD_OFFSET, 1)
+        store(segment.memory, REFUSED_OFFSET, 0)
+        assert observer.look().lanes[0].trouble == ""
+        segment.close()
+        observer.close()
 
 
 @linux

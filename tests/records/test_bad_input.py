@@ -9,12 +9,16 @@ import time
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from ringlog import Producer
 from ringlog.arrays import rows_of
-from ringlog.errors import RecordError, RecordTypeError, RecordValueError
+from ringlog.errors import ConfigurationError, DeclarationError, RecordError, RecordTypeError, RecordValueError
 from ringlog.records import LatencySample, MevMetric, PerformanceMetric, Record, Trade, layout_of
 from ringlog.records.fields import TIMESTAMP_MIN_US
+from ringlog.ring import IMPLEMENTATION
+from ringlog.testing import MemoryInstance
 from ringlog.validation import TIMESTAMP_AHEAD_MAX_US, check_rows, exact_value
 
 TRADE: dict[str, Any] = {
@@ -319,3 +323,98 @@ def test_rows_of_another_shape(wrong: Any) -> None:
     """Anything but a one-dimensional array of the record type's dtype raises RecordTypeError."""
     with pytest.raises(RecordTypeError, match="Trade: got"):
         check_rows(layout_of(Trade), wrong)
+
+
+class Keyed(str):
+    """A field's name whose comparison raises, and whose hash is that of a str."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no comparison")
+
+
+class Short(np.ndarray):  # type: ignore[type-arg]
+    """An array that lies about its length."""
+
+    def __len__(self) -> int:
+        raise RuntimeError("no length")
+
+
+GOOD = {"service": ["s"], "operation": ["o"], "latency_us": [1.0]}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        None,
+        5,
+        [1],
+        {},
+        {"service": 5},
+        {**GOOD, "service": (each for each in ())},
+        {**GOOD, "service": {"s"}},
+        {**GOOD, "service": {"s": 1}},
+        {1: [1]},
+        {**GOOD, "operation": ["o", "p"]},
+        {**GOOD, "price": [1]},
+    ],
+    ids=["None", "int", "list", "empty", "scalar", "generator", "set", "dict", "key", "lengths", "unknown"],
+)
+def test_columns_that_are_none(columns: Any) -> None:
+    """Finding 12: rows_of names the record type for whatever it is given, rather than end in an AttributeError."""
+    with pytest.raises(RecordTypeError, match="LatencySample"):
+        rows_of(LatencySample, columns)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [5, "Trade", None, LatencySample(service="s", operation="o", latency_us=1.0)],
+    ids=["int", "str", "None", "record"],
+)
+def test_a_record_type_that_is_none(wrong: Any) -> None:
+    """Finding 12: what takes a record type says what it got."""
+    with pytest.raises(DeclarationError, match="wanted a record type, such as Trade"):
+        rows_of(wrong, GOOD)
+
+
+def test_frames_are_columns() -> None:
+    """A pandas DataFrame is taken column by column."""
+    assert len(rows_of(LatencySample, pd.DataFrame(GOOD))) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"settings": {"runtime_dir": "x"}}, "got settings of type dict"),
+        ({"lane_bytes": 5}, "got lane_bytes=5"),
+        ({"lane_bytes": {LatencySample: "x"}}, "got lane_bytes of LatencySample 'x'"),
+        ({"lane_bytes": {LatencySample: 1e6}}, "got lane_bytes of LatencySample 1000000.0"),
+        ({"lane_bytes": {LatencySample: 0}}, "got lane_bytes of LatencySample 0"),
+        ({"lane_bytes": {LatencySample: True}}, "got lane_bytes of LatencySample True"),
+        ({"lane_bytes": {Trade: 4096}}, "wanted them of its record types alone"),
+    ],
+)
+def test_a_producers_options(options: dict[str, Any], words: str) -> None:
+    """Finding 12: a wrong option is named where the producer is made, not by a TypeError of a later claim."""
+    with pytest.raises(ConfigurationError, match=words):
+        Producer([LatencySample], **options)
+
+
+def test_names_and_arrays_of_subclasses(ringlog_memory: MemoryInstance) -> None:
+    """Finding 12: names that are a subclass of str, and an array that is one of ndarray, are taken as what they are,
+    whatever their own methods do; a type that has no hash is no record type."""
+    producer = ringlog_memory.producer(LatencySample)
+    appender = producer.appender(LatencySample)
+    if IMPLEMENTATION == "c":  # elsewhere Python itself compares names, before any code of ours runs
+        assert appender.append("s", "o", **{Keyed("latency_us"): 1.0})
+    else:
+        assert appender.append("s", "o", 1.0)
+    assert appender.bind(**{Keyed("service"): "s"})("o", 2.0)
+    assert appender.append_many(rows_of(LatencySample, GOOD).view(Short)) == 1
+    with pytest.raises(RecordTypeError):
+        appender.append_many(np.zeros(3).view(Short))
+    assert appender.refused()["invalid"] == 3
+    with pytest.raises(RecordTypeError, match="got record type"):
+        producer.appender([])  # type: ignore[arg-type]
+    assert [row["latency_us"] for row in ringlog_memory.rows(LatencySample)] == [1.0, 2.0, 1.0]
