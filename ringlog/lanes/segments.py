@@ -213,7 +213,8 @@ def attach_segment(name: str, *, is_writable: bool = True) -> Segment:
     """An existing segment of this user. Whatever happens, nothing is removed, and nothing is waited for.
 
     Raises FileNotFoundError where there is none, SegmentBlank where it is empty, SegmentRefused where it is not a
-    regular one of this user, mode 0600, LaneError where this process has no descriptor or memory left for it.
+    regular one of this user, mode 0600, LaneError where this process has no descriptor or memory left for it,
+    SharedMemoryUnusable where it may not enter /dev/shm.
     """
     descriptor = _opened(name, os.O_RDWR if is_writable else os.O_RDONLY)
     try:
@@ -253,6 +254,10 @@ def _opened(name: str, flags: int) -> int:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _OUT_OF_MEANS:
             raise _out_of_means(name, error) from None
+        if isinstance(error, PermissionError) and not os.access(SHM, os.X_OK):
+            raise SharedMemoryUnusable(
+                f"segment {name}: got {error.strerror}, wanted to look for it: is {SHM} open to this user (mode 1777)?"
+            ) from None
         raise SegmentRefused(f"segment {name}: got {error}{_owner_of(name)}, wanted one that can be attached") from None
     return descriptor
 

@@ -82,3 +82,37 @@ def test_65_proc_that_shows_processes_alone(lane_settings: Settings) -> None:
             assert said.startswith("LaneError /proc/sys/kernel/random/boot_id: got No such file or directory")
         assert "mount /proc without subset=pid" in poor.line()
         poor.ended()
+
+
+CLOSED = """
+import ctypes, os, shutil, tempfile
+from ringlog import Producer
+from ringlog.errors import SharedMemoryUnusable
+from ringlog.settings import Settings
+import _posixshmem
+from lane_samples import Sample
+libc = ctypes.CDLL(None, use_errno=True)
+def call(answer):
+    assert answer == 0, os.strerror(ctypes.get_errno())
+call(libc.unshare(0x00020000))  # a mount namespace of this process alone
+call(libc.mount(b"none", b"/", None, 0x44000, None))
+call(libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"mode=700,uid=12345"))
+os.setgroups([]); os.setgid(4242); os.setuid(4242)
+place = tempfile.mkdtemp(dir="/tmp")
+producer = Producer([Sample], settings=Settings(runtime_dir=place + "/runtime", spool_dir=place + "/spool"))
+print(producer.appender(Sample).append(1, "text"), producer.appender(Sample).refused_reason(), flush=True)
+try:
+    producer.open()
+except SharedMemoryUnusable as error:
+    print(error, flush=True)
+shutil.rmtree(place)
+"""
+
+
+@pytest.mark.root
+def test_65_dev_shm_that_this_user_may_not_enter(lane_settings: Settings) -> None:
+    """Finding 6: a closed /dev/shm is named as what is wrong (`shared_memory`), not the segment that cannot be seen."""
+    with child(lane_settings, CLOSED, prelude="") as poor:
+        assert poor.line() == "False shared_memory"
+        assert "got Permission denied, wanted to look for it: is /dev/shm open to this user" in poor.line()
+        poor.ended()
