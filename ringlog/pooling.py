@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import re
+import threading
 import time
 import weakref
 from typing import Any
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 # How long closing waits for each of a pool's workers (a few). One that is connecting to a server that hangs ends by
 # itself, and keeps nothing waiting: it is a daemon thread, or a task of a loop.
 CLOSE_TIMEOUT_S = 0.05
+# For all workers of a loop that does not run: it is run for as long as they take to be cancelled.
+END_TIMEOUT_S = 1.0
 NAME_PREFIX = "ringlog-"
 NOTICE_INTERVAL_S = 10.0
 
@@ -147,9 +150,9 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[Any]):
         if self._guard is None:
             self._guard = asyncio.create_task(_close_with_loop(weakref.ref(self)), name=f"{self.name}-guard")
             # Of a loop that is never run again, nor closed, asyncio would complain when the program ends.
-            for task in (self._guard, self._sched_runner, *self._workers):
+            for task in self._tasks_of_loop():
                 with contextlib.suppress(AttributeError):
-                    task._log_destroy_pending = False  # type: ignore[union-attr]
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
 
     async def getconn(self, timeout: float | None = None) -> Any:
         if self._loop is not asyncio.get_running_loop() and (self._loop is not None or self._reopens):
@@ -164,7 +167,7 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[Any]):
                 guard.cancel()
             await super().close(timeout)
         elif loop is not None:
-            self._abandon()
+            self._abandon(loop)
             self._closed = True
 
     async def end_with_loop(self) -> None:
@@ -180,12 +183,21 @@ class AsyncPool(psycopg_pool.AsyncConnectionPool[Any]):
             raise psycopg_pool.PoolClosed(
                 "it is open in another event loop, which is running: wanted one object for each loop"
             )
-        self._abandon()
+        self._abandon(loop)
         self.begin_anew()
 
-    def _abandon(self) -> None:
+    def _abandon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ends what is left in a loop that does not run: collected as garbage, its tasks would complain on stderr."""
+        # In a thread, since another loop may run in this one.
+        ending = threading.Thread(target=_end_tasks, args=(loop, self._tasks_of_loop()))
+        ending.start()
+        ending.join()
         for connection in self._pool:
             connection.pgconn.finish()
+
+    def _tasks_of_loop(self) -> list[asyncio.Task[Any]]:
+        found = (self._guard, self._sched_runner, *self._workers)
+        return [task for task in found if task is not None]
 
     def begin_anew(self) -> None:
         """Forgets connections, workers and loop, which are another process's or of a loop that ended."""
@@ -221,12 +233,16 @@ def _close_all() -> None:
         if isinstance(pool, Pool):
             pool.close()
     for loop in list(_loops):
-        if not loop.is_closed() and not loop.is_running():
-            tasks = [task for task in asyncio.all_tasks(loop) if task.get_name().startswith(NAME_PREFIX)]
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                loop.run_until_complete(asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S))
+        _end_tasks(loop, [task for task in asyncio.all_tasks(loop) if task.get_name().startswith(NAME_PREFIX)])
+
+
+def _end_tasks(loop: asyncio.AbstractEventLoop, tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancels tasks of a loop that does not run, and waits until they ended."""
+    pending = [task for task in tasks if not task.done()]
+    if pending and not loop.is_closed() and not loop.is_running():
+        for task in pending:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(pending, timeout=END_TIMEOUT_S))
 
 
 os.register_at_fork(after_in_child=_begin_anew_all)
