@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ringlog.questdb.async_queries import AsyncQueries
     from ringlog.questdb.filters import TradeFilter
     from ringlog.questdb.queries import Queries
+    from ringlog.records import LatencySample, MevMetric, PerformanceMetric, Position, Record, Trade
     from ringlog.settings import Settings
 
 __version__ = "0.1.0"
@@ -28,9 +29,31 @@ _HOMES = {
     "Producer": "ringlog.producer",
     "rows_of": "ringlog.arrays",
     "Settings": "ringlog.settings",
+    **dict.fromkeys(
+        ("LatencySample", "MevMetric", "PerformanceMetric", "Position", "Record", "Trade"), "ringlog.records"
+    ),
 }
 
-__all__ = ["Appender", "AsyncProducer", "AsyncQueries", "Producer", "Queries", "Settings", "TradeFilter", "rows_of"]
+__all__ = [
+    "Appender",
+    "AsyncProducer",
+    "AsyncQueries",
+    "LatencySample",
+    "MevMetric",
+    "PerformanceMetric",
+    "Position",
+    "Producer",
+    "Queries",
+    "Record",
+    "Settings",
+    "Trade",
+    "TradeFilter",
+    "rows_of",
+]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

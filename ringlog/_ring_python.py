@@ -401,7 +401,7 @@ class PlainAppender:
         self._optional = {ring.fields[index].name: value for index, value in self.defaults.items()}
         self._optional[self._names[-1]] = None  # the timestamp: stamped on writing
 
-    def append(self, *args: Any, **kwargs: Any) -> bool:
+    def append(self, /, *args: Any, **kwargs: Any) -> bool:
         """True: accepted. False: refused and counted by reason."""
         ring, coerce, names = self._ring, self._ring.coerce, self._names
         try:

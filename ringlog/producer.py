@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Generic, Literal, ParamSpec, Protocol, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +38,28 @@ from ringlog.validation import Coercion, check_rows
 
 logger = ShieldedLogger("ringlog.producer")
 
+RING_NAMES = {"c": "C ring", "python": "Python ring"}
 INVALID_LOG_SECONDS = 10.0  # between two lines about wrong input, for each record type
 
 
-class Appender:
+P = ParamSpec("P")
+
+
+class Append(Protocol[P]):
+    """The call of an append, for type checkers.
+
+    By name, each field is checked like an argument of the record type. By position, values are not checked before the
+    call: no type says which fields of a record type that takes its fields by name come in which order.
+    """
+
+    @overload
+    def __call__(self, *args: P.args, **fields: P.kwargs) -> bool: ...
+
+    @overload
+    def __call__(self, first: object, /, *values: object, **fields: object) -> bool: ...
+
+
+class Appender(Generic[P]):
     """Appends records of one type. Made by `Producer.appender`; shared by all threads of its process.
 
     append(*fields, timestamp=None) -> bool takes the record type's fields in order, by position or by name, and the
@@ -51,7 +69,7 @@ class Appender:
     on_invalid="refuse".
     """
 
-    append: Callable[..., bool]
+    append: Append[P]
 
     def __init__(self, record_type: type[Record], owner: Producer, lane_bytes: int | None) -> None:
         self.record_type = record_type
@@ -64,13 +82,21 @@ class Appender:
         self._left: list[tuple[Card, int]] = []  # lanes of before, and what each had accepted
         self._invalid_said_by = float("-inf")
         self._ring = new_ring(self.layout, Coercion(self.layout, self._defaults), self._recover, self._takes_invalid)
-        self.append = new_appender(self._ring, {}, self._defaults)
+        self.append = cast("Append[P]", new_appender(self._ring, {}, self._defaults))
         self._names = tuple(field.name for field in self.layout.fields)
+
+    def __repr__(self) -> str:
+        lane = "no lane" if self.lane is None else f"lane {self.lane:016x}"
+        return (
+            f"<Appender of {self.layout.name}: table {self.layout.table}, {lane}, {self.accepted} accepted, "
+            f"{sum(self._ring.refused())} refused, {RING_NAMES[IMPLEMENTATION]}>"
+        )
 
     def bind(self, /, **presets: Any) -> Callable[..., bool]:
         """An append with these fields preset: it takes the others, in their order, by position or by name.
 
-        The time is passed as `timestamp=`, as to `append`.
+        The time is passed as `timestamp=`, as to `append`. Type checkers check neither presets nor calls, since no type
+        says "these fields without those": what is wrong raises here or at the call.
         Raises RecordTypeError for a field that the record type does not have, or for `timestamp`.
         """
         presets = {str.__str__(name): value for name, value in presets.items()}  # of a subclass of str, say
@@ -107,7 +133,8 @@ class Appender:
                 return False
             raise error
         *fields, stamp = (getattr(record, name) for name in self._names)
-        return self.append(*fields, timestamp=stamp)
+        append: Callable[..., bool] = self.append
+        return append(*fields, timestamp=stamp)
 
     def _refuses_invalid(self, error: RecordError, rows: int) -> bool:
         """Counts rows of wrong input; whether they are refused rather than raise."""
@@ -291,7 +318,12 @@ class Producer:
         self.is_closed = False
         types = _record_types(records)
         sizes = _lane_sizes({} if lane_bytes is None else lane_bytes, types)
-        self._appenders = {record: Appender(record, self, sizes.get(record)) for record in types}
+        self._appenders: dict[type[Record], Appender[...]] = {
+            record: Appender(record, self, sizes.get(record)) for record in types
+        }
+
+    def __repr__(self) -> str:
+        return f"<Producer of {self.instance.runtime_dir}: {', '.join(map(repr, self._appenders.values()))}>"
 
     def open(self) -> Producer:
         """Claims a lane for every record type. Raises LaneError (BudgetExhausted, SharedMemoryFull) where it cannot."""
@@ -318,10 +350,10 @@ class Producer:
             self.board = open_board(self.instance, timeout_seconds, still_seconds)
         return self.board
 
-    def appender(self, record_type: type[Record]) -> Appender:
+    def appender(self, record_type: Callable[P, Record]) -> Appender[P]:
         """The appender of a record type that this producer was made for. Raises RecordTypeError for another."""
         try:
-            return self._appenders[record_type]
+            return cast("Appender[P]", self._appenders[cast("type[Record]", record_type)])
         except (KeyError, TypeError):  # no type at all may have no hash
             known = ", ".join(record.__name__ for record in self._appenders)
             raise RecordTypeError(f"producer: got record type {record_type!r}, wanted one of {known}") from None
@@ -335,7 +367,7 @@ class Producer:
 
     def _record(self, record_type: type[Record], record: Record) -> bool:
         try:
-            appender = self.appender(record_type)
+            appender: Appender[...] = self.appender(record_type)
         except RecordTypeError as error:
             if not self.refuses_invalid:
                 raise
@@ -385,7 +417,7 @@ class AsyncProducer:
     def __init__(self, records: Iterable[type[Record]] = PLATFORM_RECORDS, **options: Any) -> None:
         self.producer = Producer(records, **options)
 
-    def appender(self, record_type: type[Record]) -> Appender:
+    def appender(self, record_type: Callable[P, Record]) -> Appender[P]:
         return self.producer.appender(record_type)
 
     async def record(self, record: Record) -> bool:

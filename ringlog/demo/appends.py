@@ -53,7 +53,7 @@ class TimedAppends:
         self._next_sample_ns = 0
 
     def append(
-        self, appender: Appender, call: Callable[..., bool], *values: Any, stamp_us: int | None = None
+        self, appender: Appender[...], call: Callable[..., bool], *values: Any, stamp_us: int | None = None
     ) -> bool:  # fmt: skip
         """Appends, times it, and once in a while keeps when and as which record."""
         started = time.perf_counter_ns()
@@ -70,7 +70,7 @@ class TimedAppends:
         return accepted
 
     def insist(
-        self, appender: Appender, call: Callable[..., bool], values: tuple[Any, ...], pace: Callable[[], bool],
+        self, appender: Appender[...], call: Callable[..., bool], values: tuple[Any, ...], pace: Callable[[], bool],
         is_stopped: Any, stamp_us: int | None = None,
     ) -> bool:  # fmt: skip
         """A replay can wait where a live executor could not: a refused record is offered again. False once stopped."""

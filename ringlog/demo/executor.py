@@ -79,7 +79,7 @@ def paced(rate: float, is_stopped: Any) -> Callable[[], bool]:
     return turn
 
 
-def _bound(orders: Orders, trades: Appender, base: str, quote: str) -> Callable[..., bool]:
+def _bound(orders: Orders, trades: Appender[...], base: str, quote: str) -> Callable[..., bool]:
     """What stays the same for one executor and one market is preset once."""
     return trades.bind(
         trader_id=f"paper-{orders.index}",
@@ -114,8 +114,8 @@ def _values(trade: MarketTrade, book: BookTop | None) -> tuple[Any, ...]:
 def _trade_recording(
     orders: Orders,
     watch: TimedAppends,
-    trades: Appender,
-    latencies: Appender,
+    trades: Appender[...],
+    latencies: Appender[...],
     pace: Callable[[], bool],
     is_stopped: Any,
 ) -> None:
@@ -148,7 +148,7 @@ def _trade_recording(
 
 
 def _trade_generated(
-    orders: Orders, watch: TimedAppends, trades: Appender, latencies: Appender, pace: Callable[[], bool]
+    orders: Orders, watch: TimedAppends, trades: Appender[...], latencies: Appender[...], pace: Callable[[], bool]
 ) -> None:
     """A live executor: a record that is refused is gone, and counted."""
     market: Iterator[tuple[MarketTrade, BookTop]] = random_walk(orders.seed + orders.index)

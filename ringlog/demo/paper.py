@@ -54,7 +54,7 @@ class _Appenders:
 
     def __init__(self, plan: Plan, timed: TimedAppends, producer: Producer, is_stopped: Any) -> None:
         self.timed = timed
-        self._by_type: dict[type[Record], Appender] = {record: producer.appender(record) for record in RECORDS}
+        self._by_type: dict[type[Record], Appender[...]] = {record: producer.appender(record) for record in RECORDS}
         self._is_stopped = is_stopped
         quote, base = paper_address(plan.quote), paper_address(plan.base)
         self._trade = self._by_type[Trade].bind(mode="paper", base_token=base, quote_token=quote, tx_signature=None)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ringlog.producer import Producer
+from ringlog.producer import Appender, Producer
 from ringlog.records import Record, layout_of
 
 
@@ -53,7 +53,7 @@ AnyResult = TypeVar("AnyResult", bound=Result)
 
 def counts_of(producer: Producer, records: Iterable[type[Record]]) -> dict[str, Any]:
     """The fields of Result, read from a producer's appenders before it is closed."""
-    appenders = {layout_of(record).table: producer.appender(record) for record in records}
+    appenders: dict[str, Appender[...]] = {layout_of(record).table: producer.appender(record) for record in records}
     return {
         "accepted": {table: appender.accepted_by_lane() for table, appender in appenders.items()},
         "refused": {

@@ -17,7 +17,7 @@ import functools
 import re
 import types
 import typing
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -56,15 +56,17 @@ class RecordMeta(msgspec.StructMeta):
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
         return super().__new__(cls, name, bases, namespace, **{"frozen": True, "kw_only": True, **options})
 
-    def __call__(cls, *args: Any, **values: Any) -> Any:
-        """An instance. Raises RecordTypeError where fields are missing, unknown, or passed by position."""
-        try:
-            return super().__call__(*args, **values)
-        except TypeError as error:
-            wrong = _wrong_arguments(cls, args, values)
-            if wrong is None:
-                raise  # from a class's own __post_init__
-            raise RecordTypeError(f"{cls.__name__}: {wrong}") from error
+    if not TYPE_CHECKING:  # for whom a class is called with its fields, as dataclass_transform below says
+
+        def __call__(cls, *args: Any, **values: Any) -> Any:
+            """An instance. Raises RecordTypeError where fields are missing, unknown, or passed by position."""
+            try:
+                return super().__call__(*args, **values)
+            except TypeError as error:
+                wrong = _wrong_arguments(cls, args, values)
+                if wrong is None:
+                    raise  # from a class's own __post_init__
+                raise RecordTypeError(f"{cls.__name__}: {wrong}") from error
 
 
 def _wrong_arguments(record: Any, args: tuple[Any, ...], values: dict[str, Any]) -> str | None:

@@ -120,7 +120,7 @@ class Replay:
                 raise FileError(f"{self._path}: got no timestamp column, wanted one for --speed {self._speed:g}")
             self._producer = self._opened_producer()
             stack.callback(self._producer.close)
-            self._appender: Appender = self._producer.appender(self._record_type)
+            self._appender: Appender[...] = self._producer.appender(self._record_type)
             self._rejects = stack.enter_context(_Rejects(self._rejects_path, self._progress.rejects_bytes))
             self._resources = stack.pop_all()
         return self
