@@ -111,7 +111,10 @@ shutil.rmtree(place)
 
 @pytest.mark.root
 def test_65_dev_shm_that_this_user_may_not_enter(lane_settings: Settings) -> None:
-    """Finding 6: a closed /dev/shm is named as what is wrong (`shared_memory`), not the segment that cannot be seen."""
+    """Finding 6: a closed /dev/shm is named as what is wrong (`shared_memory`), not the segment that cannot be seen.
+
+    Defence: a /dev/shm that is closed to this user is not taken for a segment that is wrong.
+    """
     with child(lane_settings, CLOSED, prelude="") as poor:
         assert poor.line() == "False shared_memory"
         assert "got Permission denied, wanted to look for it: is /dev/shm open to this user" in poor.line()
