@@ -182,6 +182,8 @@ class AsyncQueries:
         try:
             tuples = await cursor.fetchall() if cursor.rownumber is not None else []
             return calls.answered_result(cursor.pgresult, tuples)
+        except psycopg.DataError:
+            return calls.far_times_result(cursor)
         except psycopg.Error as error:
             pools.translate(error, self._server, broken=False)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ringlog.errors import QueryError, ServerUnavailable
-from ringlog.questdb import aggregates, filters, statements
+from ringlog.questdb import aggregates, filters, pools, statements
 from ringlog.questdb.filters import TradeFilter
 from ringlog.questdb.parameters import SQL_BYTES_MAX, Parameters, checked_parameters
 from ringlog.questdb.pools import NoConnection
@@ -94,6 +95,28 @@ def answered_result(answer: Any, tuples: list[tuple[Any, ...]]) -> Result[Any]:
     """The result of `execute_query`: rows named by the columns of psycopg's PGresult."""
     columns = answered_columns(answer)
     return Result(columns, tuples, named_rows(columns))
+
+
+def far_times_result(cursor: Any) -> Result[Any]:
+    """The same of an answer with times outside of the years 1 to 9999, which a datetime cannot hold.
+
+    QuestDB itself has such: `tables()` gives the largest timestamp for the first row of an empty table. A column that
+    holds one is of texts then, in ISO 8601.
+    """
+    columns = list(answered_columns(cursor.pgresult))
+    values: list[Sequence[Any]] = list(zip(*pools.load_times_as_text(cursor), strict=True))
+    for index, (name, kind) in enumerate(columns):
+        if kind == "datetime":
+            values[index], columns[index] = _times(name, values[index])
+    return Result(columns, list(zip(*values, strict=True)), named_rows(tuple(columns)))
+
+
+def _times(name: str, texts: Sequence[str | None]) -> tuple[list[Any], tuple[str, str]]:
+    try:
+        times = [None if text is None else datetime.datetime.fromisoformat(text) for text in texts]
+    except ValueError:
+        return [None if text is None else f"{text}Z" for text in texts], (name, "str")
+    return times, (name, "datetime")
 
 
 def resumable(continuation: Continuation) -> str:

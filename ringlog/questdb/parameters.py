@@ -16,6 +16,8 @@ Parameters = Sequence[Any] | Mapping[str, Any]
 
 _OWNER = "execute_query"
 _PERCENT = re.compile(r"%(?:(%)|\(([^()]*)\)[sbt]|([sbt]))?")
+# Comments are tokens because of the quotes in them. A doubled quote ends one token and begins the next.
+_TOKEN = re.compile(rf"--[^\n]*|/\*.*?(?:\*/|\Z)|'[^']*'|\"[^\"]*\"|{_PERCENT.pattern}", re.DOTALL)
 
 
 def checked_parameters(sql: str, params: Any) -> Parameters | None:
@@ -66,17 +68,22 @@ def _placeholders(sql: str) -> tuple[int, tuple[str, ...]]:
     """How many `%s` a statement has, and the names of its `%(name)s`, each once."""
     positions = 0
     names: dict[str, None] = {}
-    for found in _PERCENT.finditer(sql):
-        doubled, name, form = found.groups()
-        if name is not None:
-            names[name] = None
-        elif form is not None:
-            positions += 1
-        elif doubled is None:
-            near = sql[found.start() : found.start() + 20]
-            raise QueryError(
-                f"{_OWNER}: got {near!r} in SQL with params, wanted %s, %(name)s, or %% for a percent sign"
-            )
+    for token in _TOKEN.finditer(sql):
+        for found in _PERCENT.finditer(token[0]):
+            doubled, name, form = found.groups()
+            if token[0][0] in "'\"" and doubled is None and found[0] != "%":
+                # The server would take `$1` for the text that was meant, and find nothing.
+                raise QueryError(f"{_OWNER}: got {found[0]} inside quotes, wanted it without: a value needs none")
+            if name is not None:
+                names[name] = None
+            elif form is not None:
+                positions += 1
+            elif doubled is None:
+                at = token.start() + found.start()
+                near = sql[at : at + 20]
+                raise QueryError(
+                    f"{_OWNER}: got {near!r} in SQL with params, wanted %s, %(name)s, or %% for a percent sign"
+                )
     if positions and names:
         raise QueryError(f"{_OWNER}: got %s and %({next(iter(names))})s in one statement, wanted one of the two forms")
     return positions, tuple(names)

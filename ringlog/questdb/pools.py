@@ -16,6 +16,7 @@ import time
 from contextvars import ContextVar
 from typing import Any, NoReturn, cast
 
+import numpy as np
 import psycopg
 import psycopg_pool
 
@@ -42,6 +43,8 @@ from ringlog.settings import Settings
 _TIMESTAMPTZ_LOADER: Any = psycopg.adapters.get_loader(
     psycopg.adapters.types["timestamptz"].oid, psycopg.pq.Format.BINARY
 )
+
+_YEAR_2000_US = 946_684_800_000_000
 
 TEXT_STATEMENTS_MAX = 10_000
 # A statement is prepared on the server when it comes for the third time on a connection.
@@ -148,6 +151,28 @@ def text_cursor(connection: PooledConnection | AsyncPooledConnection) -> Any:
     cursor.adapters.register_loader("bytea", RawBytesLoader)
     cursor.adapters.register_loader("float4", SingleLoader)
     return cursor
+
+
+class _TextTimeLoader(psycopg.adapt.Loader):
+    def load(self, data: Any) -> str:
+        return bytes(data).decode().replace(" ", "T")
+
+
+class _BinaryTimeLoader(psycopg.adapt.Loader):
+    format = psycopg.pq.Format.BINARY
+
+    def load(self, data: Any) -> str:
+        # An int64 of the wire counts from 2000 on; numpy has years of any length.
+        return str(np.datetime64(int.from_bytes(data, "big", signed=True) + _YEAR_2000_US, "us"))
+
+
+def load_times_as_text(cursor: Any) -> list[tuple[Any, ...]]:
+    """The rows of a cursor's answer once more, with times as texts without a zone: 294247-01-10T04:00:54.775807."""
+    cursor.adapters.register_loader("timestamp", _TextTimeLoader)
+    cursor.adapters.register_loader("timestamp", _BinaryTimeLoader)
+    transformer = psycopg.adapt.Transformer(cursor)
+    transformer.set_pgresult(cursor.pgresult)
+    return transformer.load_rows(0, cursor.pgresult.ntuples, tuple)
 
 
 def has_no_binary_form(error: psycopg.Error) -> bool:

@@ -181,6 +181,8 @@ class Queries:
         # The answer is whole and here: while it is decoded, the connection serves the next caller already.
         try:
             return calls.answered_result(cursor.pgresult, cursor.fetchall() if cursor.rownumber is not None else [])
+        except psycopg.DataError:
+            return calls.far_times_result(cursor)
         except psycopg.Error as error:
             pools.translate(error, self._server, broken=False)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from ringlog.errors import QueryError
 from ringlog.questdb import display
 
 if TYPE_CHECKING:
@@ -162,10 +163,18 @@ class Result(Generic[RowT]):
         return self.to_arrow().to_pandas(types_mapper=pd.ArrowDtype)
 
     def to_polars(self) -> polars.DataFrame:
-        """A polars.DataFrame (Polars is installed by the user)."""
+        """A polars.DataFrame (Polars is installed by the user). QueryError for decimals that Polars cannot hold."""
         import polars as pl
+        import pyarrow as pa
 
-        return pl.DataFrame(self.to_arrow())
+        table = self.to_arrow()
+        for column in table.schema:
+            if pa.types.is_decimal256(column.type):  # Polars would panic, which no `except Exception` catches
+                raise QueryError(
+                    f"to_polars: got column {column.name!r} of {column.type}, wanted at most 38 digits: "
+                    "cast it in the SQL, or take to_arrow()"
+                )
+        return pl.DataFrame(table)
 
 
 @functools.cache

@@ -110,10 +110,11 @@ WRONG: list[tuple[tuple[str, ...], int, str]] = [
 ]
 
 
-def test_wrong_input_is_named(run: Run) -> None:
+@pytest.mark.parametrize("wrong", [WRONG[:2], pytest.param(WRONG[2:], marks=pytest.mark.slow)], ids=["two", "rest"])
+def test_wrong_input_is_named(run: Run, wrong: list[tuple[tuple[str, ...], int, str]]) -> None:
     """Each names the field or option, what was got and what is wanted, and changes nothing; no secret is repeated."""
     assert run("tokens", "set", SOL, "symbol=WIF", "decimals=9").status == 0
-    for arguments, status, said in WRONG:
+    for arguments, status, said in wrong:
         done = run(*arguments)
         assert (done.status, done.out) == (status, ""), arguments
         assert said in done.err
@@ -222,9 +223,10 @@ def test_an_import_is_all_or_nothing(run: Run, database: Settings) -> None:
 FORMS = ["[{},\n{}]", "{}\r\n{}\r\n", '{{"tokens":[{},{}]}}', "\ufeff[{},{}]"]
 
 
-def test_an_import_takes_each_form(run: Run, database: Settings) -> None:
+@pytest.mark.parametrize("forms", [FORMS[:1], pytest.param(FORMS[1:], marks=pytest.mark.slow)], ids=["one", "rest"])
+def test_an_import_takes_each_form(run: Run, database: Settings, forms: list[str]) -> None:
     """An array, one object a line, and what `list --json` prints; twice is as good as once."""
-    for form in FORMS:
+    for form in forms:
         for _ in range(2):
             assert run("tokens", "import", "-", stdin=form.format(A, B)).out == "2 tokens imported\n", form
         assert {token.symbol for token in tokens_of(database).values()} == {"A", "B"}

@@ -257,6 +257,8 @@ async def test_finding_32_parameters_by_name(clients: tuple[Queries, AsyncQuerie
     assert await both(clients, lambda queries: queries.execute_query(texts, {"a": "%s"})) == [(None, "%s", "%s")]
     assert await both(clients, lambda queries: queries.execute_query("SELECT '%(a)s %' x")) == [("%(a)s %",)]
     assert await both(clients, lambda queries: queries.execute_query("SELECT '%%' x", {})) == [("%",)]
+    quotes = "SELECT 'it''s' x, %(a)s y -- isn't\n, '%%s' z"
+    assert await both(clients, lambda queries: queries.execute_query(quotes, {"a": "'"})) == [("it's", "'", "%s")]
 
 
 @pytest.mark.parametrize(
@@ -274,6 +276,10 @@ async def test_finding_32_parameters_by_name(clients: tuple[Queries, AsyncQuerie
         ("SELECT '5%' , %(a)s", {"a": 1}, "for a percent sign"),
         ("SELECT %(a)d", {"a": 1}, "for a percent sign"),
         ("SELECT %", {}, "for a percent sign"),
+        ("SELECT * FROM trades WHERE trader_id = '%s'", ["t1"], "got %s inside quotes"),
+        ("SELECT 'it''s' x, 'a %(a)s'", {"a": 1}, r"got %\(a\)s inside quotes"),
+        ('SELECT 1 "%s"', [1], "got %s inside quotes"),
+        ("SELECT %s -- it's\n, '%s'", [1, 2], "got %s inside quotes"),
         ("SELECT %(a)s", {"a": "x\0"}, r"params\['a'\].*NUL"),
         ("SELECT %(a)s", {1, 2}, "got params set, wanted a sequence of values or a mapping"),
         ("SELECT %(a)s", b"ab", "got params bytes"),
