@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, Literal, ParamSpec, Protocol, cast, overload
 
 import numpy as np
@@ -275,13 +275,13 @@ def _record_types(records: Any) -> tuple[type[Record], ...]:
     return found
 
 
-def _lane_sizes(lane_bytes: Any, records: Container[type[Record]]) -> dict[type[Record], int]:
-    """The bytes of slots by record type. ConfigurationError where they are none."""
+def _lane_sizes(lane_bytes: Any) -> dict[type[Record], int]:
+    """The bytes of slots by record type, those of other producers too. ConfigurationError where they are none."""
     if not isinstance(lane_bytes, Mapping):
         raise ConfigurationError(f"producer: got lane_bytes={lane_bytes!r}, wanted bytes by record type")
     for record, size in lane_bytes.items():
-        if record not in records:
-            raise ConfigurationError(f"producer: got lane_bytes of {record!r}, wanted them of its record types alone")
+        if not (isinstance(record, type) and issubclass(record, Record)):
+            raise ConfigurationError(f"producer: got lane_bytes of {record!r}, wanted bytes by record type")
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size <= 0:
             raise ConfigurationError(f"producer: got lane_bytes of {record.__name__} {size!r}, wanted a positive int")
     return {record: int(size) for record, size in lane_bytes.items()}
@@ -317,7 +317,7 @@ class Producer:
         self.board: Board | None = None
         self.is_closed = False
         types = _record_types(records)
-        sizes = _lane_sizes({} if lane_bytes is None else lane_bytes, types)
+        sizes = _lane_sizes({} if lane_bytes is None else lane_bytes)
         self._appenders: dict[type[Record], Appender[...]] = {
             record: Appender(record, self, sizes.get(record)) for record in types
         }

@@ -27,7 +27,18 @@ from ringlog.servers import QuestDBServer
 from ringlog.servers.questdb import VERSION
 
 # Many processes or waits, one after another.
-LONG = ("freshness", "startup", "onlookers", "replay", "outage", "spool_replay", "restart", "growth", "interference")
+LONG = (
+    "whole_path",
+    "freshness",
+    "startup",
+    "onlookers",
+    "replay",
+    "outage",
+    "spool_replay",
+    "restart",
+    "growth",
+    "interference",
+)
 WITHOUT_BARS = ("stages",)  # says where time goes
 
 

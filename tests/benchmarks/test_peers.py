@@ -82,6 +82,7 @@ def losing_consumer(place: Place) -> Iterator[Receive]:
         yield receive_less
 
 
+@pytest.mark.slow
 def test_a_peer_that_dies_in_the_middle_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """A producer killed or failing, a consumer that ends or alters: each is named with what happened, none is waited
     for, no figure is made of what it had done before, and the others' figures are all there."""

@@ -134,6 +134,7 @@ def test_no_statement_scans_back_row_by_row(connection: Connection) -> None:
     assert QUADRATIC.search(plan(re.sub(r"/\*.*?\*/", "", recipe)))
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_analyzer_runs(server: QuestDBServer) -> None:
     """It fills, analyses and reports at three sizes, and holds the growth of a trade's cost against a bar."""
     result = bench.analyzer.run(tiny=True, running=server)

@@ -21,7 +21,10 @@ from test_recorded_records import read
 from ringlog.servers import PostgresServer, QuestDBServer
 
 SPOT = Path(__file__).parents[2].parent / "shared" / "data" / "binance-spot-btcusdt-20240808.gz"
-pytestmark = pytest.mark.skipif(not SPOT.exists(), reason=f"the recordings are not beside the checkout ({SPOT.name})")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SPOT.exists(), reason=f"the recordings are not beside the checkout ({SPOT.name})"),
+]
 TRADES = 9757
 EXECUTORS = 2
 # The session's configuration, written down a second time.

@@ -274,6 +274,7 @@ def assert_nothing_is_left(kept: Path, family: list[psutil.Process]) -> None:
     assert not [line for line in _processes() if str(kept) in line]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_killed_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     """After kill -9 of the demo in the middle of trading its servers, writer, executors and segments go by themselves,

@@ -79,6 +79,8 @@ def postgres_server(postgres_version: str, request: pytest.FixtureRequest) -> It
 def template_settings(postgres_server: PostgresServer) -> Settings:
     """A migrated database that is only copied: faster than migrating for every test."""
     settings = Settings(**{**postgres_server.settings(), "postgres_database": TEMPLATE})
+    # Made again where tests changed to the other version and back: the server of version 18 outlives that.
+    execute(Settings(**postgres_server.settings()), f"drop database if exists {TEMPLATE} with (force)")
     execute(Settings(**postgres_server.settings()), f"create database {TEMPLATE}")
     migrate(settings)
     return settings

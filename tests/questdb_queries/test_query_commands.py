@@ -131,7 +131,8 @@ def test_retention_commands(environment: dict[str, str], insert: Insert, execute
     assert "disk free" in text
 
 
-@pytest.mark.parametrize("name", ["queries", pytest.param("query_pool", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["queries", "query_pool"])
 def test_benchmark_tiny(name: str, own_server: QuestDBServer) -> None:
     """The benchmark runs to its end on a small load and gives every figure, as a number that JSON can hold."""
     result = importlib.import_module(f"bench.{name}").run(tiny=True, running=own_server)

@@ -392,7 +392,7 @@ def test_frames_are_columns() -> None:
         ({"lane_bytes": {LatencySample: 1e6}}, "got lane_bytes of LatencySample 1000000.0"),
         ({"lane_bytes": {LatencySample: 0}}, "got lane_bytes of LatencySample 0"),
         ({"lane_bytes": {LatencySample: True}}, "got lane_bytes of LatencySample True"),
-        ({"lane_bytes": {Trade: 4096}}, "wanted them of its record types alone"),
+        ({"lane_bytes": {"Trade": 4096}}, "wanted bytes by record type"),
     ],
 )
 def test_a_producers_options(options: dict[str, Any], words: str) -> None:
