@@ -23,6 +23,7 @@ from ringlog.servers import PostgresServer, QuestDBServer
 SPOT = Path(__file__).parents[2].parent / "shared" / "data" / "binance-spot-btcusdt-20240808.gz"
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(600),  # the fixture's run is part of the first test
     pytest.mark.skipif(not SPOT.exists(), reason=f"the recordings are not beside the checkout ({SPOT.name})"),
 ]
 TRADES = 9757
@@ -88,9 +89,6 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     ) as connection:  # fmt: skip
         rules = connection.execute("select trader_id, state, trigger_reason from order_rules").fetchall()
     return Session(kept, json.loads(done.stdout), rows, rules)
-
-
-pytestmark = [pytestmark, pytest.mark.timeout(600)]  # the fixture's run is part of the first test
 
 
 def trade_id(row: dict[str, Any]) -> int:
