@@ -80,7 +80,8 @@ def _double(record: str, field: Field, text: str) -> float:
     number = float(text)
     if abs(number) >= DOUBLE_EXACT_MAX and math.isfinite(number):
         exact = decimal.Decimal(text)
-        if exact % 1 == 0 and exact != decimal.Decimal(number):
+        # (Not `% 1`: it fails for more digits than the context has.)
+        if exact == exact.to_integral_value() and exact != decimal.Decimal(number):
             raise wrong_value(record, field, text, "a number that a float64 holds exactly")
     return number
 

@@ -280,6 +280,8 @@ def test_a_full_lane_is_waited_for(lane_settings: Settings, tmp_path: Path) -> N
         (["a.csv", "--record", "Trade", "--resume", "--again"], 2, "wanted one of them"),
         (["a.txt", "--record", "Trade"], 1, "wanted .csv, .ndjson, .jsonl or .parquet, or --format"),
         (["none.csv", "--record", "Trade"], 2, "does not exist"),
+        (["fifo.csv", "--record", "Trade"], 1, "fifo.csv: got no regular file, wanted one"),
+        (["fifo.csv", "--record", "Trade", "--format", "csv"], 1, "fifo.csv: got no regular file, wanted one"),
         (["a.csv", "--record", "LatencySample"], 1, "wanted also service, operation, latency_us"),
         (["a.csv"], 2, "Missing option '--record'"),
     ],
@@ -298,6 +300,7 @@ def test_wrong_calls(
         monkeypatch.setenv(name, text)
     written(tmp_path / "a.csv", trades(3))
     (tmp_path / "a.txt").write_text("x")
+    os.mkfifo(tmp_path / "fifo.csv")
     result = CliRunner().invoke(ringlog, ["replay", *arguments], catch_exceptions=True)
     text = result.output + (f"{result.exception}" if isinstance(result.exception, RinglogError) else "")
     assert (result.exit_code, what in " ".join(text.replace("│", " ").split())) == (status, True), text

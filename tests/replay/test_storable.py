@@ -116,6 +116,28 @@ NUMBERS = [
 ]  # fmt: skip
 
 
+LONG_NUMBERS = {
+    "1" + "0" * 30: None,  # 10^12 ether in wei
+    "1" * 50 + ".5": float("1" * 50 + ".5"),
+    str(2**100): 2.0**100,
+    str(2**100) + ".00": 2.0**100,
+    "-" + "9" * 40 + ".00": None,
+}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.parquet"])
+@pytest.mark.parametrize("text", LONG_NUMBERS)
+def test_finding_37_numbers_of_many_digits(text: str, name: str, tmp_path: Path) -> None:
+    """Findings 33, 37: more digits than decimal's context has are the nearest double or a rejected row, not the end."""
+    value: Any = decimal.Decimal(text) if name == "a.parquet" else text
+    (part,) = source(written(tmp_path / name, [{**trades(1)[0], "base_amount": value}])).parts(Place())
+    rows, wrong = row_by_row(part)
+    wanted = LONG_NUMBERS[text]
+    assert rows["base_amount"].tolist() == ([] if wanted is None else [wanted])
+    assert len(wrong) == (wanted is None)
+    assert all("Trade.base_amount: got " in reason and "float64 holds exactly" in reason for _, reason in wrong)
+
+
 @pytest.mark.parametrize(("column", "field", "wanted"), NUMBERS, ids=lambda each: str(getattr(each, "type", each)))
 def test_parquet_numbers_are_exact_or_rejected(column: Any, field: str, wanted: list[Any], tmp_path: Path) -> None:
     """Finding 37: decimals, numbers as texts and NaN for one that is missing; others are rejected."""
