@@ -25,7 +25,7 @@ from ringlog.spool.place import ready
 
 NAME = "replays"
 # A resumption counts the sound rows, so all runs must judge them alike: raised whenever some are judged otherwise.
-JUDGING = 2
+JUDGING = 3
 
 
 class ReplayError(RinglogError):

@@ -76,9 +76,12 @@ def of_object(record: str, field: Field, value: Any, times: Times) -> Any:
 
 
 def _double(record: str, field: Field, text: str) -> float:
-    """The nearest double; one of a whole number must be that number, as append wants it of an int."""
+    """The nearest double; one of a whole number must be that number, as append wants it of an int.
+
+    A text with an exponent is how programs write a double (1.2345678901234568e+25), and never that of an int.
+    """
     number = float(text)
-    if abs(number) >= DOUBLE_EXACT_MAX and math.isfinite(number):
+    if abs(number) >= DOUBLE_EXACT_MAX and math.isfinite(number) and "e" not in text.lower():
         exact = decimal.Decimal(text)
         # (Not `% 1`: it fails for more digits than the context has.)
         if exact == exact.to_integral_value() and exact != decimal.Decimal(number):
