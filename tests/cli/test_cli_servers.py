@@ -82,6 +82,7 @@ def ready(run: Run) -> subprocess.CompletedProcess[str]:
     return eventually(lambda: (shown := run("status", "--json")).returncode == 0 and shown, "every server to be ready")
 
 
+@pytest.mark.slow
 def test_up_leaves_what_runs_and_restarts_what_died(run: Run) -> None:
     """A second `up` changes nothing; a killed server shows as dead, `status` exits 1, and `up` brings it back."""
     first = run("up", "valkey", "--json").stdout
@@ -163,7 +164,7 @@ STEPS = {
     "questdb at work": ("questdb", "data/ringlog/questdb/db/tables.d*"),
     "questdb recorded": ("questdb", "cache/ringlog/questdb-*-making-*"),
 }
-QUICK = (("valkey spawned", "SIGTERM"), ("postgres initdb", "SIGKILL"), ("questdb spawned", "SIGTERM"))
+QUICK = (("valkey spawned", "SIGTERM"), ("postgres initdb", "SIGKILL"))
 # Who runs the tests in the background may have ignored SIGINT, and a child inherits that.
 UP = "import signal; signal.signal(2, signal.default_int_handler); from ringlog.cli import main; main()"
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT", "SIGKILL")

@@ -77,7 +77,7 @@ def appended(settings: Settings, path: Path, results: Path) -> Drained:
 @pytest.mark.parametrize(
     "lines", [pytest.param(4_000, id="cut"), pytest.param(None, id="whole", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 def test_every_event_time_is_one_latency(instance_dir: Path, tmp_path: Path, name: str, lines: int | None) -> None:
     """Each message with an event time is one LatencySample of its stream, stamped with its receive time: receive minus
     event time, less the smallest such difference of the file. Each trade is one Trade. In count, sum and each value."""

@@ -38,6 +38,7 @@ def published(settings: Settings) -> None:
         eventually(lambda: connection.client.xlen("stream:trade-events"), "the trade in the stream")
 
 
+@pytest.mark.slow
 def test_the_patterns_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python block of the page runs, in order; its trade, position, latency and MEV metric are stored once."""
     blocks = python_blocks("docs/integrations.md")

@@ -53,6 +53,7 @@ def test_01_writer_killed(path: WholePath) -> None:
     assert path.require_exact().accepted > 200
 
 
+@pytest.mark.slow
 def test_01_writer_killed_with_a_request_under_way(path: WholePath) -> None:
     """A server that hangs has the request of a writer that is killed, and then the server is: nothing is lost.
 
@@ -270,6 +271,7 @@ def test_59_sigterm_delivers_and_ends(path: WholePath) -> None:
         path.require_exact()
 
 
+@pytest.mark.slow
 def test_59_sigterm_without_a_server(path: WholePath) -> None:
     """SIGTERM while the server is away: what is in the lanes is in the spool when the writer ends, with status 0.
 

@@ -56,6 +56,7 @@ def test_check_names_what_was_dropped_or_disabled_later(database: Settings) -> N
     assert not problems["0002_traders"]
 
 
+@pytest.mark.slow
 def test_three_processes_that_migrate_at_once_all_succeed(empty_database: Settings) -> None:
     """Starting together is safe: every process ends well, and every revision was applied exactly once."""
     with contextlib.ExitStack() as started:

@@ -101,7 +101,9 @@ def test_67_a_server_that_hangs_is_an_error_in_time(
             own_server.continue_signal()
 
 
-@pytest.mark.parametrize("is_dead", [False, True], ids=["hung", "dead"])
+@pytest.mark.parametrize(
+    "is_dead", [pytest.param(False, id="hung"), pytest.param(True, id="dead", marks=pytest.mark.slow)]
+)
 def test_the_command_line_says_that_the_server_does_not_answer(own_server: QuestDBServer, is_dead: bool) -> None:
     """Finding 28: `trades` and the other commands that query exit with 1 and one line, and print no rows."""
     settings = own_server.settings()

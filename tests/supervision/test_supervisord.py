@@ -128,9 +128,9 @@ def kill_writers(path: WholePath, producers: int, kills: int, seconds: float) ->
     assert "writer stopped" in path.log_text()  # supervisord's SIGTERM, in the end
 
 
-def test_two_kills(path: WholePath) -> None:
-    """A writer killed with -9 twice, as soon as it has confirmed records: 0 lost, 0 doubled, 0 refused."""
-    kill_writers(path, producers=2, kills=2, seconds=0)
+def test_a_kill(path: WholePath) -> None:
+    """A writer killed with -9 as soon as it has confirmed records: 0 lost, 0 doubled, 0 refused."""
+    kill_writers(path, producers=2, kills=1, seconds=0)
 
 
 @pytest.mark.slow
