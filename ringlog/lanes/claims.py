@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
 import os
 import secrets
@@ -40,6 +41,7 @@ from ringlog.settings import Settings
 SLOTS_WANTED = 16_384
 SLOTS_MIN = 64
 LANE_DIGITS = 16  # of a lane in the names of its files
+_OTHER_KIND = (errno.ELOOP, errno.ENXIO)  # what opening a symlink, or a socket, says: no card
 # A claim takes at most this part of what is left of the budget, while this part of the budget is left, and less below
 # that: late claimers get smaller lanes rather than none.
 SHARE_OF_REST = 4
@@ -108,9 +110,9 @@ def cards(
                 raise LaneError(f"{path}: got lane {card.lane:016x}, wanted that of the file's name")
         except FileNotFoundError:  # removed meanwhile
             continue
-        except OSError as error:
-            raise LaneError(f"{path}: got {error.strerror}, wanted to read it") from None
-        except (LaneError, msgspec.MsgspecError) as error:
+        except (OSError, LaneError, msgspec.MsgspecError) as error:
+            if isinstance(error, OSError) and error.errno not in _OTHER_KIND:
+                raise LaneError(f"{path}: got {error.strerror}, wanted to read it") from None
             if broken is not None and _number_of(number):
                 broken[_number_of(number)] = str(error) if isinstance(error, LaneError) else f"{path}: got {error}"
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
@@ -18,7 +17,6 @@ FILE_MODE = 0o600
 # in its place must not hang us.
 SAFE_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 FILE_BYTES_MAX = 1 << 16  # of a card, or a lock file's text
-_OTHER_KIND = (errno.ELOOP, errno.ENXIO)  # a symlink; a socket
 
 
 class Instance:
@@ -94,13 +92,7 @@ def open_private(path: Path, flags: int) -> int:
 
     Raises OSError as os.open does; LaneError where it is another kind of file, or somebody else's.
     """
-    try:
-        descriptor = os.open(path, flags | SAFE_FLAGS, FILE_MODE)
-    except OSError as error:
-        if error.errno in _OTHER_KIND:
-            got = kind_of(os.lstat(path).st_mode)
-            raise LaneError(f"{path}: got a {got}, wanted a regular file of uid {os.geteuid()}") from None
-        raise
+    descriptor = os.open(path, flags | SAFE_FLAGS, FILE_MODE)
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
         return descriptor
